@@ -1,0 +1,245 @@
+//! The shard map: which keyspaces there are, how each is cut into shards, and where the replicas of each shard live.
+//!
+//! It is stored in the system shard; what travels in messages is a copy with its [`Epoch`]. Pure data and look-ups.
+
+use crate::hashing::key_hash;
+use crate::ids::{ClusterId, Epoch, KeyspaceId, NodeId, ReplicaId, ShardId};
+use serde::{Deserialize, Serialize};
+
+/// The keyspace that the command line and `Client` use unless another is named.
+pub const DEFAULT_KEYSPACE: &str = "default";
+
+/// A copy of the cluster's metadata.
+///
+/// Invariants, checked by [`Map::check`]: nodes, keyspaces and shards are sorted by id; the shards of a keyspace are of
+/// one kind of part, adjoin and cover all keys; a shard has at least one replica and no two on one node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Map {
+    /// The cluster that it describes.
+    pub cluster: ClusterId,
+    /// Its age.
+    pub epoch: Epoch,
+    /// The nodes, sorted by id.
+    pub nodes: Vec<NodeInfo>,
+    /// The keyspaces, sorted by id; the system keyspace is not listed.
+    pub keyspaces: Vec<KeyspaceInfo>,
+    /// The shards, sorted by id, the system shard first.
+    pub shards: Vec<ShardInfo>,
+}
+
+/// A node as the map knows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its identity.
+    pub id: NodeId,
+    /// A label such as `Server0`.
+    pub name: String,
+    /// Where its protocol listener is, as `host:port`.
+    pub addr: String,
+}
+
+/// A named map of bytes to bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KeyspaceInfo {
+    /// Its identity.
+    pub id: KeyspaceId,
+    /// Its name.
+    pub name: String,
+}
+
+/// A part of a keyspace.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Part {
+    /// Keys from `start` up to but not including `end`; no end means to the last key.
+    Range {
+        /// First key.
+        start: Vec<u8>,
+        /// First key that is not of the part.
+        end: Option<Vec<u8>>,
+    },
+    /// Keys whose [`key_hash`] is from `low` to `high`, both included.
+    Hash {
+        /// Lowest hash.
+        low: u64,
+        /// Highest hash.
+        high: u64,
+    },
+}
+
+impl Part {
+    /// The part that holds every key.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self::Range { start: Vec::new(), end: None }
+    }
+
+    /// Whether `key` belongs to it.
+    #[must_use]
+    pub fn holds(&self, key: &[u8]) -> bool {
+        match self {
+            Self::Range { start, end } => key >= &start[..] && end.as_deref().is_none_or(|end| key < end),
+            Self::Hash { low, high } => (*low..=*high).contains(&key_hash(key)),
+        }
+    }
+
+    /// The hash ranges that cut all hashes into `count` equal parts.
+    #[must_use]
+    pub fn hash_split(count: u32) -> Vec<Self> {
+        let bound = |n: u32| ((u128::from(n) << 64) / u128::from(count)) as u64;
+        (0..count)
+            .map(|n| Self::Hash { low: bound(n), high: if n + 1 == count { u64::MAX } else { bound(n + 1) - 1 } })
+            .collect()
+    }
+}
+
+/// A shard as the map knows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ShardInfo {
+    /// Its identity.
+    pub id: ShardId,
+    /// The keyspace that it is a part of.
+    pub keyspace: KeyspaceId,
+    /// The part.
+    pub part: Part,
+    /// Its replicas.
+    pub replicas: Vec<ReplicaInfo>,
+}
+
+/// A replica of a shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReplicaInfo {
+    /// Its identity in the shard's Raft group.
+    pub id: ReplicaId,
+    /// The node that keeps it.
+    pub node: NodeId,
+}
+
+impl Map {
+    /// The node of this id.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> Option<&NodeInfo> {
+        self.nodes.binary_search_by_key(&id, |node| node.id).ok().map(|at| &self.nodes[at])
+    }
+
+    /// The shard of this id.
+    #[must_use]
+    pub fn shard(&self, id: ShardId) -> Option<&ShardInfo> {
+        self.shards.binary_search_by_key(&id, |shard| shard.id).ok().map(|at| &self.shards[at])
+    }
+
+    /// The keyspace of this name.
+    #[must_use]
+    pub fn keyspace(&self, name: &str) -> Option<&KeyspaceInfo> {
+        self.keyspaces.iter().find(|keyspace| keyspace.name == name)
+    }
+
+    /// The shards of a keyspace.
+    pub fn shards_of(&self, keyspace: KeyspaceId) -> impl Iterator<Item = &ShardInfo> {
+        self.shards.iter().filter(move |shard| shard.keyspace == keyspace)
+    }
+
+    /// Says which invariant is broken, if one is. A map from a peer is checked before it is used.
+    ///
+    /// # Errors
+    /// The broken invariant, in words.
+    pub fn check(&self) -> Result<(), String> {
+        if self.nodes.len() > crate::limits::MAP_NODES_MAX || self.shards.len() > crate::limits::MAP_SHARDS_MAX {
+            return Err(format!("a map of {} nodes and {} shards", self.nodes.len(), self.shards.len()));
+        }
+        if !self.nodes.is_sorted_by(|a, b| a.id < b.id)
+            || !self.keyspaces.is_sorted_by(|a, b| a.id < b.id)
+            || !self.shards.is_sorted_by(|a, b| a.id < b.id)
+        {
+            return Err("nodes, keyspaces or shards are not sorted by id".into());
+        }
+        for shard in &self.shards {
+            if shard.replicas.is_empty() {
+                return Err(format!("shard {} has no replica", shard.id));
+            }
+            for (at, replica) in shard.replicas.iter().enumerate() {
+                if self.node(replica.node).is_none() {
+                    return Err(format!("shard {} has a replica on unknown node {}", shard.id, replica.node));
+                }
+                if shard.replicas[..at].iter().any(|other| other.node == replica.node) {
+                    return Err(format!("shard {} has two replicas on node {}", shard.id, replica.node));
+                }
+            }
+        }
+        for keyspace in &self.keyspaces {
+            self.check_cover(keyspace)?;
+        }
+        Ok(())
+    }
+
+    fn check_cover(&self, keyspace: &KeyspaceInfo) -> Result<(), String> {
+        let parts: Vec<&Part> = self.shards_of(keyspace.id).map(|shard| &shard.part).collect();
+        let mut hashes = Vec::new();
+        let mut ranges = Vec::new();
+        for part in &parts {
+            match part {
+                Part::Hash { low, high } => hashes.push((*low, *high)),
+                Part::Range { start, end } => ranges.push((start, end)),
+            }
+        }
+        hashes.sort_unstable();
+        ranges.sort_unstable();
+        let hash_cover = hashes.first().is_some_and(|first| first.0 == 0)
+            && hashes.last().is_some_and(|last| last.1 == u64::MAX)
+            && hashes.windows(2).all(|pair| pair[0].1.checked_add(1) == Some(pair[1].0));
+        let range_cover = ranges.first().is_some_and(|first| first.0.is_empty())
+            && ranges.last().is_some_and(|last| last.1.is_none())
+            && ranges.windows(2).all(|pair| pair[0].1.as_ref() == Some(pair[1].0));
+        if (hash_cover && ranges.is_empty()) || (range_cover && hashes.is_empty()) {
+            return Ok(());
+        }
+        Err(format!("the shards of keyspace {} leave a gap or overlap", keyspace.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_exactly_one_part_of_a_hash_split() {
+        for count in [1, 2, 3, 7, 8, 64] {
+            let parts = Part::hash_split(count);
+            for n in 0..1_000_u32 {
+                let key = n.to_be_bytes();
+                assert_eq!(parts.iter().filter(|part| part.holds(&key)).count(), 1, "{count} parts, key {n}");
+            }
+        }
+    }
+
+    fn map(parts: Vec<Part>) -> Map {
+        let node = NodeInfo { id: NodeId(1), name: "a".into(), addr: "127.0.0.1:1".into() };
+        let replicas = vec![ReplicaInfo { id: ReplicaId(1), node: NodeId(1) }];
+        let shard = |(n, part)| ShardInfo {
+            id: ShardId(n as u32 + 1),
+            keyspace: KeyspaceId(1),
+            part,
+            replicas: replicas.clone(),
+        };
+        Map {
+            cluster: ClusterId(1),
+            epoch: Epoch(1),
+            nodes: vec![node],
+            keyspaces: vec![KeyspaceInfo { id: KeyspaceId(1), name: "default".into() }],
+            shards: parts.into_iter().enumerate().map(shard).collect(),
+        }
+    }
+
+    #[test]
+    fn a_map_with_a_gap_or_a_stranger_is_refused() {
+        assert_eq!(map(Part::hash_split(8)).check(), Ok(()));
+        assert_eq!(map(vec![Part::everything()]).check(), Ok(()));
+        let mut gap = Part::hash_split(4);
+        gap.remove(2);
+        assert!(map(gap).check().is_err());
+        let overlap = vec![Part::everything(), Part::everything()];
+        assert!(map(overlap).check().is_err());
+        let mut stranger = map(Part::hash_split(2));
+        stranger.shards[0].replicas[0].node = NodeId(9);
+        assert!(stranger.check().is_err());
+    }
+}
