@@ -1,9 +1,35 @@
 //! A node: keeps replicas of shards. It never decides where shards live; a balancer does.
+//!
+//! ```text
+//! socket ─► session ─► owner (a replica per shard) ─► log's writer (one fdatasync for all shards)
+//!              │            │  ▲                              │
+//!              │ reads      │  └──────────────────────────────┘
+//!              ▼            ▼ applies
+//!            cell: table in memory ─► sealed table ─► flusher ─► redb
+//! ```
 
-#![expect(missing_docs, reason = "being written")]
+mod admin;
+mod cell;
+mod clock;
+pub mod disk;
+mod flusher;
+mod identity;
+mod lease;
+pub mod log;
+mod machine;
+mod owner;
+mod peers;
+mod replica;
+mod scan;
+mod server;
+mod session;
+mod shared;
+mod snapshot;
+mod store;
+mod table;
 
-use shkv_proto::{ClusterId, NodeId};
-use std::net::SocketAddr;
+pub use server::Node;
+
 use std::path::PathBuf;
 
 /// What a node needs to start.
@@ -19,59 +45,94 @@ pub struct NodeConfig {
     pub tuning: Tuning,
 }
 
-/// Budgets of a node, in bytes.
+/// Budgets of a node.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
-    /// Rows in memory that are not yet in redb.
+    /// Bytes of rows in memory that are not yet in redb.
     pub table_bytes: usize,
-    /// redb's cache of pages.
+    /// Bytes of redb's cache of pages.
     pub cache_bytes: usize,
-    /// One segment of the log.
+    /// Bytes of one segment of the log.
     pub log_segment_bytes: u64,
-    /// Log kept for followers that have fallen behind; a follower further back gets a snapshot.
+    /// Bytes of log kept for followers that have fallen behind; a follower further back gets a snapshot.
     pub log_retain_bytes: u64,
-    /// Free space on the disk under which puts are refused.
+    /// Bytes of free space on the disk under which puts are refused.
     pub disk_reserve_bytes: u64,
+    /// Threads, each of which drives a part of the shards and a part of the connections.
+    pub threads: usize,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             table_bytes: 64 << 20,
             cache_bytes: 64 << 20,
             log_segment_bytes: 16 << 20,
             log_retain_bytes: 64 << 20,
             disk_reserve_bytes: 128 << 20,
+            threads: (cores / 4).clamp(1, 8),
         }
     }
 }
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct StartError(pub String);
-
-/// A running node.
-#[derive(Debug)]
-pub struct Node;
-
-impl Node {
-    pub async fn start(_config: NodeConfig) -> Result<Self, StartError> {
-        Err(StartError("being written".into()))
-    }
-    pub fn id(&self) -> NodeId {
-        NodeId(1)
-    }
-    pub fn addr(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], 1))
-    }
-    pub fn cluster(&self) -> Option<ClusterId> {
-        None
-    }
-    /// Resolves when the node has stopped by itself, with the reason.
-    pub async fn failed(&self) -> String {
-        std::future::pending().await
-    }
-    /// Finishes what is in hand, flushes, and ends.
-    pub async fn stop(self) {}
+pub enum StartError {
+    /// The name cannot be one.
+    #[error("{0:?} is no name for a node: 1 to 128 bytes without '/' and control characters")]
+    Name(String),
+    /// The system does not let us use the data directory.
+    #[error("the data directory {} {what}: {error}", data.display())]
+    Data {
+        /// The directory.
+        data: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+        /// The system's words.
+        error: std::io::Error,
+    },
+    /// Another process has it.
+    #[error("the data directory {} is in use by another process; stop that one or use another directory", .0.display())]
+    Locked(PathBuf),
+    /// The identity in it is damaged.
+    #[error("the identity in {} cannot be read; restore it from a copy, or remove the directory and let the node join as a new one", .0.display())]
+    Identity(PathBuf),
+    /// It belongs to a node of another name.
+    #[error("the data directory {} belongs to node {theirs:?}, not to {ours:?}; check --name and --data", data.display())]
+    OtherName {
+        /// The directory.
+        data: PathBuf,
+        /// The name in it.
+        theirs: String,
+        /// The name that was asked for.
+        ours: String,
+    },
+    /// It cannot listen.
+    #[error("cannot listen on {addr}: {error}; choose another address with --listen or stop what uses it")]
+    Listen {
+        /// The address.
+        addr: String,
+        /// The system's words.
+        error: std::io::Error,
+    },
+    /// The log cannot be opened.
+    #[error("{}: {error}", data.display())]
+    Log {
+        /// The data directory.
+        data: PathBuf,
+        /// What is wrong.
+        error: log::LogError,
+    },
+    /// The rows cannot be opened, or do not fit the log.
+    #[error("{}: {text}", data.display())]
+    Store {
+        /// The data directory.
+        data: PathBuf,
+        /// What is wrong.
+        text: String,
+    },
+    /// The system gives no more threads.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
 }

@@ -222,8 +222,8 @@ impl<'a> BatchOp<'a> {
 pub struct WriteDone {
     /// The shard's revision after the write: the row's version, for a batch that of its last operation.
     pub revision: u64,
-    /// Rows that were there before and are replaced or removed.
-    pub existed: u32,
+    /// Rows that a delete found and removed. Puts do not look: it would cost each of them a read.
+    pub removed: u32,
 }
 
 // ---------------------------------------------------------------------------------------------- cluster
@@ -369,6 +369,8 @@ pub struct RaftMessage {
     pub reject: bool,
     /// Where the refuser's log may agree.
     pub reject_hint: u64,
+    /// Index from which the sender wants a snapshot; 0 is none.
+    pub request_snapshot: u64,
     /// Carried back unchanged.
     pub context: Vec<u8>,
     /// Election priority of the sender.

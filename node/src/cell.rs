@@ -1,0 +1,92 @@
+//! What sessions see of a replica: its rows, whether it may answer reads by itself, and who leads. The owner writes it,
+//! sessions read it; so a read costs no change of task.
+
+use crate::machine::check_key;
+use crate::store::StoreError;
+use crate::table::{Found, View};
+use parking_lot::RwLock;
+use shkv_proto::map::Part;
+use shkv_proto::message::{Failure, RefusalCode};
+use shkv_proto::{Epoch, KeyspaceId, NodeId, ReplicaId, ShardId};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A replica as sessions see it.
+pub struct Cell {
+    /// The shard.
+    pub shard: ShardId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// The shard's keyspace.
+    pub keyspace: KeyspaceId,
+    /// The shard's part of it.
+    pub part: Part,
+    /// The rows.
+    pub view: RwLock<View>,
+    /// Until when, in nanoseconds of the node's clock, the replica may answer linearizable reads; 0 when it may not.
+    lease_until: AtomicU64,
+    /// The node that leads as far as is known; 0 is nobody.
+    leader: AtomicU64,
+}
+
+impl Cell {
+    /// A cell over rows.
+    #[must_use]
+    pub fn new(shard: ShardId, replica: ReplicaId, keyspace: KeyspaceId, part: Part, view: View) -> Self {
+        let (lease_until, leader) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { shard, replica, keyspace, part, view: RwLock::new(view), lease_until, leader }
+    }
+
+    /// Says until when the lease runs.
+    pub fn set_lease(&self, until: u64) {
+        self.lease_until.store(until, Ordering::Release);
+    }
+
+    /// Whether the lease still runs. For a read it is asked *after* the rows were looked at: if it runs then, no other
+    /// replica can have acknowledged a write before that, however long this process was stopped in between.
+    #[must_use]
+    pub fn lease_runs(&self, now: u64) -> bool {
+        now < self.lease_until.load(Ordering::Acquire)
+    }
+
+    /// Says who leads.
+    pub fn set_leader(&self, node: Option<NodeId>) {
+        self.leader.store(node.map_or(0, |node| node.0), Ordering::Relaxed);
+    }
+
+    /// Who leads as far as is known.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        Some(NodeId(self.leader.load(Ordering::Relaxed))).filter(|node| node.0 != 0)
+    }
+
+    /// Whether a key is of this shard.
+    ///
+    /// # Errors
+    /// A refusal for a key that none can have; [`Failure::WrongShard`].
+    pub fn holds(&self, keyspace: KeyspaceId, key: &[u8], epoch: Epoch) -> Result<(), Failure> {
+        check_key(key)?;
+        if keyspace == self.keyspace && self.part.holds(key) { Ok(()) } else { Err(Failure::WrongShard { epoch }) }
+    }
+
+    /// The row of a key, and the revision at which it was looked up.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn get(&self, key: &[u8]) -> Result<(Found, u64), StoreError> {
+        let view = self.view.read();
+        Ok((view.get(key)?, view.revision))
+    }
+}
+
+/// The answer when the disk cannot be read.
+#[must_use]
+pub fn read_failed(error: &StoreError) -> Failure {
+    tracing::error!("{error}");
+    Failure::Busy { retry_after_ms: 100, text: error.to_string() }
+}
+
+/// The answer to a put while the disk is full.
+#[must_use]
+pub fn disk_full() -> Failure {
+    Failure::refusal(RefusalCode::DiskFull, "the node's disk is full: reads and deletes work; free space or add a node")
+}

@@ -1,0 +1,195 @@
+//! The thread that writes to redb: sealed tables, new replicas, snapshots. One at a time, in the order they came.
+//!
+//! The queue has no bound of its own, because each kind of job waits for its answer before the next is sent: one flush per
+//! owner, one snapshot per shard.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: a thread of its own, because redb blocks")]
+
+use crate::owner::Mail;
+use crate::shared::Disks;
+use crate::store::{Base, Flush, ReplicaMeta, Store, StoreError};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use shkv_proto::ShardId;
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+use tokio::sync::{mpsc as mail, oneshot};
+
+/// How often a flush that found no space is tried again.
+const NO_SPACE_RETRY: Duration = Duration::from_millis(500);
+
+/// Where the answer of a job goes.
+pub type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// Something to write.
+pub enum Job {
+    /// Sealed tables. The log keeps what follows the indexes in `keep`.
+    Flush {
+        /// The tables.
+        tables: Vec<Flush>,
+        /// By shard.
+        keep: BTreeMap<u32, u64>,
+        /// Who is told.
+        owner: usize,
+    },
+    /// A new replica.
+    Create(ShardId, Box<ReplicaMeta>, Answer<Base>),
+    /// The beginning of a snapshot's rows.
+    StageBegin(ShardId, Answer<()>),
+    /// More of a snapshot's rows.
+    Stage(ShardId, Vec<(Bytes, Bytes)>, Answer<()>),
+    /// Staged rows into their place.
+    Install {
+        /// The shard.
+        shard: ShardId,
+        /// What they make of the replica.
+        meta: Box<ReplicaMeta>,
+        /// Who is told.
+        owner: usize,
+    },
+}
+
+/// The door to the flusher's thread.
+pub struct Flusher {
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Flusher {
+    /// Starts the thread. `flushed` is what redb holds of each shard.
+    ///
+    /// # Errors
+    /// The system's, when there can be no more threads.
+    pub fn start(
+        store: Store,
+        disks: Arc<Disks>,
+        owners: Vec<mail::Sender<Mail>>,
+        flushed: BTreeMap<u32, u64>,
+    ) -> std::io::Result<Self> {
+        let (sender, receiver) = mpsc::channel();
+        let mut work = Work { store, disks, owners, flushed };
+        let run = move || {
+            while let Ok(job) = receiver.recv() {
+                if let Err(error) = work.job(job) {
+                    // What redb holds now is unknown until it is opened anew; the log has everything that it may lack.
+                    return (work.disks.fail)(error.to_string());
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("flusher".into()).spawn(run)?;
+        Ok(Self { jobs: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Hands a job over.
+    pub fn submit(&self, job: Job) {
+        if let Some(jobs) = &*self.jobs.lock() {
+            let _ = jobs.send(job); // after a failure nobody takes jobs any more, and the node stops
+        }
+    }
+
+    /// Does a job and waits for its answer.
+    ///
+    /// # Errors
+    /// The job's.
+    pub async fn ask<T>(&self, job: impl FnOnce(Answer<T>) -> Job) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.submit(job(answer));
+        answered.await.unwrap_or_else(|_| Err(StoreError::stopped()))
+    }
+
+    /// Does what waits, and ends the thread.
+    pub fn stop(&self) {
+        self.jobs.lock().take();
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Work {
+    store: Store,
+    disks: Arc<Disks>,
+    owners: Vec<mail::Sender<Mail>>,
+    flushed: BTreeMap<u32, u64>,
+}
+
+impl Work {
+    fn job(&mut self, job: Job) -> Result<(), StoreError> {
+        match job {
+            Job::Flush { tables, keep, owner } => self.flush(&tables, &keep, owner),
+            Job::Create(shard, meta, answer) => {
+                let made = self.store.create_replica(shard, &meta).and_then(|()| self.store.base(shard));
+                self.flushed.insert(shard.0, 0);
+                answered(answer, made)
+            }
+            Job::StageBegin(shard, answer) => answered(answer, self.store.stage_begin(shard)),
+            Job::Stage(shard, rows, answer) => {
+                self.wait_for_space(rows.iter().map(|(key, row)| (key.len() + row.len()) as u64).sum());
+                answered(answer, self.store.stage(shard, &rows))
+            }
+            Job::Install { shard, meta, owner } => {
+                self.store.install(shard, &meta)?;
+                self.flushed.insert(shard.0, meta.state.index);
+                let base = self.store.base(shard)?;
+                self.tell(owner, Mail::Installed(shard, meta, base));
+                Ok(())
+            }
+        }
+    }
+
+    fn flush(&mut self, tables: &[Flush], keep: &BTreeMap<u32, u64>, owner: usize) -> Result<(), StoreError> {
+        self.wait_for_space(tables.iter().map(|flush| flush.table.bytes as u64).sum());
+        self.store.flush(tables)?;
+        let mut flushed = Vec::with_capacity(tables.len());
+        for flush in tables {
+            flushed.push((flush.meta.clone(), flush.shard, self.store.base(flush.shard)?));
+            self.flushed.insert(flush.shard.0, flush.meta.state.index);
+        }
+        let mut needed = self.flushed.clone();
+        for (shard, index) in keep {
+            needed.entry(*shard).and_modify(|flushed| *flushed = (*flushed).min(*index));
+        }
+        let log = &self.disks.log;
+        let released = log.release(&needed, self.disks.log_retain_bytes).unwrap_or_else(|error| {
+            (self.disks.fail)(error.to_string());
+            BTreeMap::new()
+        });
+        // Every owner hears of what its shards' logs have let go, also of shards that had nothing to flush.
+        let owners = self.owners.len();
+        for other in (0..owners).filter(|other| *other != owner) {
+            let theirs: BTreeMap<u32, u64> = released
+                .iter()
+                .filter(|(shard, _)| **shard as usize % owners == other)
+                .map(|(s, i)| (*s, *i))
+                .collect();
+            if !theirs.is_empty() {
+                self.tell(other, Mail::Released(theirs));
+            }
+        }
+        let ours = released.into_iter().filter(|(shard, _)| *shard as usize % owners == owner).collect();
+        self.tell(owner, Mail::Flushed(flushed, ours));
+        Ok(())
+    }
+
+    /// redb cannot be used any more once a write has found the disk full, so it is not begun before there is room.
+    fn wait_for_space(&self, bytes: u64) {
+        while self.disks.free_bytes() < 2 * bytes + self.disks.emergency_bytes() && !self.disks.is_stopping() {
+            self.disks.set_full(true);
+            std::thread::sleep(NO_SPACE_RETRY);
+        }
+    }
+
+    fn tell(&self, owner: usize, mail: Mail) {
+        if let Some(owner) = self.owners.get(owner) {
+            let _ = owner.blocking_send(mail); // an owner that has ended needs no mail
+        }
+    }
+}
+
+/// Whoever asked may be gone; a failure is also the flusher's own.
+fn answered<T>(answer: Answer<T>, result: Result<T, StoreError>) -> Result<(), StoreError> {
+    let failure = result.as_ref().err().cloned();
+    let _ = answer.send(result);
+    failure.map_or(Ok(()), Err)
+}

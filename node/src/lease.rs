@@ -1,0 +1,100 @@
+//! A leader's lease: until when it may answer reads without asking its followers. Pure.
+
+use crate::replica::LEASE;
+use shkv_proto::ReplicaId;
+use shkv_proto::message::SnapshotHead;
+use std::collections::BTreeMap;
+
+/// What a leader knows of its followers' promises in one term.
+#[derive(Debug, Default)]
+pub struct Lease {
+    term: u64,
+    stamps: BTreeMap<ReplicaId, u64>,
+}
+
+impl Lease {
+    /// A follower has taken in what was sent at `stamp`.
+    pub fn acknowledged(&mut self, term: u64, from: ReplicaId, stamp: u64) {
+        if term != self.term {
+            self.term = term;
+            self.stamps.clear();
+        }
+        let newest = self.stamps.entry(from).or_default();
+        *newest = stamp.max(*newest);
+    }
+
+    /// Until when the lease of `term` runs: [`LEASE`] from the newest time that a majority of every half of the
+    /// configuration has heard from. The leader hears itself at once. 0 if there is none.
+    #[must_use]
+    pub fn until(&self, term: u64, me: ReplicaId, configuration: &SnapshotHead, now: u64) -> u64 {
+        let heard = |id: &ReplicaId| match *id {
+            id if id == me => now,
+            id if self.term == term => self.stamps.get(&id).copied().unwrap_or(0),
+            _ => 0,
+        };
+        let majority = |voters: &[ReplicaId]| {
+            let mut stamps: Vec<u64> = voters.iter().map(heard).collect();
+            stamps.sort_unstable_by(|a, b| b.cmp(a));
+            stamps.get(voters.len() / 2).copied().unwrap_or(0)
+        };
+        let mut stamp = majority(&configuration.voters);
+        if !configuration.voters_outgoing.is_empty() {
+            stamp = stamp.min(majority(&configuration.voters_outgoing));
+        }
+        if stamp == 0 { 0 } else { stamp + LEASE.as_nanos() as u64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configuration(voters: &[u64], outgoing: &[u64]) -> SnapshotHead {
+        let ids = |ids: &[u64]| ids.iter().copied().map(ReplicaId).collect();
+        SnapshotHead {
+            index: 1,
+            term: 1,
+            voters: ids(voters),
+            voters_outgoing: ids(outgoing),
+            learners: vec![],
+            learners_next: vec![],
+            auto_leave: false,
+        }
+    }
+
+    #[test]
+    fn the_lease_counts_from_what_a_majority_has_heard() {
+        let length = LEASE.as_nanos() as u64;
+        let mut lease = Lease::default();
+        let five = configuration(&[1, 2, 3, 4, 5], &[]);
+        let until = |lease: &Lease, conf: &SnapshotHead| lease.until(7, ReplicaId(1), conf, 1_000);
+        assert_eq!(until(&lease, &five), 0);
+        lease.acknowledged(7, ReplicaId(2), 500);
+        assert_eq!(until(&lease, &five), 0, "two of five are no majority");
+        lease.acknowledged(7, ReplicaId(3), 400);
+        assert_eq!(until(&lease, &five), 400 + length);
+        lease.acknowledged(7, ReplicaId(3), 300);
+        assert_eq!(until(&lease, &five), 400 + length, "an old answer takes nothing back");
+        lease.acknowledged(7, ReplicaId(9), 900);
+        assert_eq!(until(&lease, &five), 400 + length, "one who has no vote does not count");
+        let joint = configuration(&[1, 2, 3, 4, 5], &[1, 4, 5]);
+        assert_eq!(until(&lease, &joint), 0, "both halves must have heard");
+    }
+
+    #[test]
+    fn a_new_term_begins_without_a_lease() {
+        let mut lease = Lease::default();
+        let three = configuration(&[1, 2, 3], &[]);
+        lease.acknowledged(7, ReplicaId(2), 500);
+        assert_eq!(lease.until(8, ReplicaId(1), &three, 1_000), 0);
+        lease.acknowledged(8, ReplicaId(3), 600);
+        assert_eq!(lease.until(8, ReplicaId(1), &three, 1_000), 600 + LEASE.as_nanos() as u64);
+        assert_eq!(lease.until(7, ReplicaId(1), &three, 1_000), 0);
+    }
+
+    #[test]
+    fn a_group_of_one_always_has_its_lease() {
+        let alone = configuration(&[1], &[]);
+        assert_eq!(Lease::default().until(3, ReplicaId(1), &alone, 5), 5 + LEASE.as_nanos() as u64);
+    }
+}

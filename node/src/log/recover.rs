@@ -1,0 +1,194 @@
+//! Opening a log: reads every segment, tells a torn end from damage, and hands over what each shard had.
+
+use super::format::{self, Placed, Record, SEGMENT_HEADER_BYTES, SegmentHeader, decode_record, later_write};
+use super::{Cursor, Hard, Index, Log, LogError, Mark, Position, Segment, ShardLog, io_error};
+use crate::disk::{Disk, DiskFile};
+use parking_lot::Mutex;
+use shkv_proto::NodeId;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What the log had of a shard.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Recovered {
+    /// Its hard state.
+    pub hard: Hard,
+    /// The log begins behind this.
+    pub base: Mark,
+    /// The terms of the entries behind the base.
+    pub terms: Vec<u64>,
+}
+
+impl Log {
+    /// Opens the log in a folder, or begins one in an empty folder.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`] when something that was durable is damaged or missing; [`LogError::NoSpace`];
+    /// [`LogError::Io`].
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        node: NodeId,
+        segment_bytes: u64,
+    ) -> Result<(Self, BTreeMap<u32, Recovered>), LogError> {
+        let mut ids = Vec::new();
+        let mut spares = Vec::new();
+        for name in disk.list().map_err(io_error("list"))? {
+            if let Some(id) = name.strip_suffix(".log").and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
+                ids.push(id);
+            } else if name.starts_with("spare-") {
+                let file = disk.open(&name).map_err(io_error("open of a spare segment"))?;
+                if file.bytes().map_err(io_error("size of a spare segment"))? == segment_bytes && spares.is_empty() {
+                    spares.push((name, file));
+                } else {
+                    disk.remove(&name).map_err(io_error("removal of a spare segment"))?;
+                }
+            }
+        }
+        ids.sort_unstable();
+        let mut replay = Replay { node, expected: None, shards: BTreeMap::new() };
+        let mut segments = BTreeMap::new();
+        let mut cursor =
+            Cursor { segment: ids.last().copied().unwrap_or(0), offset: 0, capacity: 0, lsn: 1, buffer: vec![] };
+        for (at, id) in ids.iter().enumerate() {
+            if at > 0 && ids[at - 1] + 1 != *id {
+                return Err(LogError::Corrupt(format!("segment {:x} is missing", ids[at - 1] + 1)));
+            }
+            let name = Self::segment_name(*id);
+            let file = disk.open(&name).map_err(io_error(format!("open of {name}")))?;
+            let length = file.bytes().map_err(io_error(format!("size of {name}")))?;
+            let mut bytes = vec![0; length as usize];
+            file.read_at(&mut bytes, 0).map_err(io_error(format!("read of {name}")))?;
+            let is_last = at + 1 == ids.len();
+            let Some((end, last)) = replay.segment(*id, &bytes, is_last)? else {
+                // The crash came between the segment's rename and its header: nothing was ever acknowledged from it.
+                disk.remove(&name).map_err(io_error(format!("removal of {name}")))?;
+                cursor.segment = id - 1;
+                if let Some(before) = segments.get(&cursor.segment) {
+                    let before: &Segment = before;
+                    cursor.offset = before.bytes; // full: the next write opens a new segment
+                    cursor.capacity = before.bytes;
+                }
+                break;
+            };
+            cursor.offset = end as u64;
+            cursor.capacity = length;
+            segments.insert(*id, Segment { file: file as Arc<dyn DiskFile>, bytes: length, last });
+        }
+        cursor.lsn = replay.expected.unwrap_or(1);
+        let recovered = replay.shards.iter().map(|(shard, log)| (*shard, log.recovered())).collect();
+        let index = Mutex::new(Index { shards: replay.shards, segments, spares });
+        let log = Self { disk, node, segment_bytes, index, cursor: Mutex::new(cursor) };
+        Ok((log, recovered))
+    }
+
+    /// Voids what the log has of a shard up to `mark`, and everything behind it if it does not agree with `mark`: redb is
+    /// ahead of the log after a crash in the middle of taking a snapshot in. In memory only; the next segment says it too.
+    pub fn rebase(&self, shard: u32, mark: Mark) {
+        let mut index = self.index.lock();
+        let log = index.shards.entry(shard).or_default();
+        log.base = mark;
+        log.entries.clear();
+    }
+}
+
+impl ShardLog {
+    fn recovered(&self) -> Recovered {
+        Recovered { hard: self.hard, base: self.base, terms: self.entries.iter().map(|entry| entry.term).collect() }
+    }
+}
+
+/// Where a segment ends, and the last entry of each shard in it.
+type Ending = (usize, BTreeMap<u32, u64>);
+
+struct Replay {
+    node: NodeId,
+    /// The lsn that comes next; unknown before the first segment.
+    expected: Option<u64>,
+    shards: BTreeMap<u32, ShardLog>,
+}
+
+impl Replay {
+    /// Takes a segment in. Returns where it ends and the last entry of each shard in it; `None` for a segment that was
+    /// never begun.
+    fn segment(&mut self, id: u64, bytes: &[u8], is_last: bool) -> Result<Option<Ending>, LogError> {
+        let corrupt = |text: String| LogError::Corrupt(format!("segment {id:x}: {text}"));
+        let header = match SegmentHeader::decode(bytes) {
+            Ok(header) if header.segment == id => header,
+            Ok(header) => return Err(corrupt(format!("its header says {:x}", header.segment))),
+            Err(_)
+                if is_last
+                    && later_write(id, bytes.get(SEGMENT_HEADER_BYTES as usize..).unwrap_or(&[]), 0).is_none() =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(corrupt(error)),
+        };
+        if header.node != self.node {
+            return Err(corrupt(format!("it belongs to node {}, this is node {}", header.node, self.node)));
+        }
+        if self.expected.is_some_and(|expected| expected != header.first_lsn) {
+            let expected = self.expected.unwrap_or_default();
+            return Err(corrupt(format!("records {expected} to {} before it are missing", header.first_lsn)));
+        }
+        let mut lsn = header.first_lsn;
+        let mut offset = SEGMENT_HEADER_BYTES as usize;
+        let mut last = BTreeMap::new();
+        let mut write: Vec<(usize, Placed<'_>)> = Vec::new();
+        let mut next = offset;
+        let mut next_lsn = lsn;
+        loop {
+            let placed = bytes.get(next..).and_then(|rest| decode_record(id, rest));
+            let Some(placed) = placed.filter(|placed| placed.lsn == next_lsn && placed.write_lsn == lsn) else { break };
+            let ends_write = placed.ends_write;
+            let start = next;
+            next += placed.bytes;
+            next_lsn += 1;
+            write.push((start, placed));
+            if ends_write {
+                for (start, placed) in write.drain(..) {
+                    self.record(id, start, &placed, &mut last).map_err(corrupt)?;
+                }
+                offset = next;
+                lsn = next_lsn;
+            }
+        }
+        self.expected = Some(lsn);
+        // A non-last segment is held to its successor's first lsn. Behind the last one nothing of a later write may be.
+        if is_last && let Some(later) = later_write(id, bytes.get(offset..).unwrap_or(&[]), next_lsn) {
+            return Err(corrupt(format!("record {next_lsn} is bad, but record {later} behind it is sound")));
+        }
+        Ok(Some((offset, last)))
+    }
+
+    fn record(
+        &mut self,
+        segment: u64,
+        start: usize,
+        placed: &Placed<'_>,
+        last: &mut BTreeMap<u32, u64>,
+    ) -> Result<(), String> {
+        let shard = self.shards.entry(placed.shard.0).or_default();
+        match placed.record {
+            Record::Entry { index, term, data, .. } => {
+                let payload = (format::ENTRY_FIXED_BYTES + data.len()) as u32;
+                let position = Position { term, segment, offset: start as u64, payload };
+                shard.put(index, position).map_err(|text| format!("shard {}: {text}", placed.shard))?;
+                let last = last.entry(placed.shard.0).or_default();
+                *last = index.max(*last);
+            }
+            Record::Hard { term, vote, commit } => shard.hard = Hard { term, vote, commit },
+            Record::Base { index, term } => {
+                if shard.entries.is_empty() && shard.base.index < index {
+                    shard.base = Mark { index, term };
+                } else {
+                    shard.drop_to(index);
+                }
+            }
+            Record::Reset { index, term } => {
+                shard.base = Mark { index, term };
+                shard.entries.clear();
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,173 @@
+//! The thread that drives the log: it takes everything that waits, writes and syncs it, tells the owners, and begins anew.
+//! While one sync runs the next write gathers, so the size of a write tunes itself to the disk.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: a thread of its own, because fdatasync blocks")]
+
+use super::{Log, LogError, ShardWrite};
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How often a write that found no space is tried again.
+const NO_SPACE_RETRY: Duration = Duration::from_millis(500);
+
+/// What a shard is told when its write is durable: the shard and the number of its Raft ready.
+pub type Ticket = (u32, u64);
+
+/// A request to the writer.
+struct Job {
+    writes: Vec<ShardWrite>,
+    tickets: Vec<Ticket>,
+}
+
+/// Told when tickets are durable.
+pub type OnSynced = Box<dyn Fn(Vec<Ticket>) + Send>;
+/// Told when the log has failed for good.
+pub type OnFatal = Box<dyn Fn(String) + Send>;
+
+/// The door to the writer's thread.
+pub struct LogWriter {
+    log: Arc<Log>,
+    queue: Arc<Queue>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// The jobs, and whether to stop when there are none.
+    jobs: Mutex<(Vec<Job>, bool)>,
+    filled: Condvar,
+    /// Whether a spare segment is wanted, and whether to stop.
+    spares: Mutex<(bool, bool)>,
+    spares_wanted: Condvar,
+    syncs: AtomicU64,
+    no_space: AtomicBool,
+}
+
+impl LogWriter {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system's, when there can be no more threads.
+    pub fn start(log: Arc<Log>, on_synced: OnSynced, on_fatal: OnFatal) -> std::io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let thread = |name: &str| std::thread::Builder::new().name(name.into());
+        let writing = {
+            let (log, queue) = (log.clone(), queue.clone());
+            thread("log").spawn(move || run(&log, &queue, &on_synced, &on_fatal))?
+        };
+        let making = {
+            let (log, queue) = (log.clone(), queue.clone());
+            thread("log-spares").spawn(move || make_spares(&log, &queue))?
+        };
+        queue.want_spare();
+        Ok(Self { log, queue, threads: Mutex::new(vec![writing, making]) })
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// Hands writes over; `tickets` come back through `on_synced` when they are durable.
+    pub fn submit(&self, writes: Vec<ShardWrite>, tickets: Vec<Ticket>) {
+        let mut jobs = self.queue.jobs.lock();
+        let was_empty = jobs.0.is_empty();
+        jobs.0.push(Job { writes, tickets });
+        drop(jobs);
+        if was_empty {
+            self.queue.filled.notify_one();
+        }
+    }
+
+    /// fdatasync calls for records so far.
+    pub fn syncs(&self) -> u64 {
+        self.queue.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Whether a write waits for space on the disk.
+    pub fn no_space(&self) -> bool {
+        self.queue.no_space.load(Ordering::Relaxed)
+    }
+
+    /// Writes what waits, and ends the thread.
+    pub fn stop(&self) {
+        self.queue.jobs.lock().1 = true;
+        self.queue.filled.notify_one();
+        self.queue.spares.lock().1 = true;
+        self.queue.spares_wanted.notify_one();
+        for thread in self.threads.lock().drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Queue {
+    fn want_spare(&self) {
+        self.spares.lock().0 = true;
+        self.spares_wanted.notify_one();
+    }
+}
+
+/// Makes segments ahead of need, so that no write waits for sixteen megabytes of zeroes.
+fn make_spares(log: &Log, queue: &Queue) {
+    loop {
+        {
+            let mut spares = queue.spares.lock();
+            while !spares.0 && !spares.1 {
+                queue.spares_wanted.wait(&mut spares);
+            }
+            if spares.1 {
+                return;
+            }
+            spares.0 = false;
+        }
+        if let Err(error) = log.make_spares() {
+            tracing::warn!("no spare log segment: {error}");
+        }
+    }
+}
+
+fn run(log: &Log, queue: &Queue, on_synced: &OnSynced, on_fatal: &OnFatal) {
+    loop {
+        let jobs = {
+            let mut jobs = queue.jobs.lock();
+            while jobs.0.is_empty() {
+                if jobs.1 {
+                    return;
+                }
+                queue.filled.wait(&mut jobs);
+            }
+            std::mem::take(&mut jobs.0)
+        };
+        let mut writes = Vec::with_capacity(jobs.len());
+        let mut tickets = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            writes.extend(job.writes);
+            tickets.extend(job.tickets);
+        }
+        loop {
+            match log.append(&writes) {
+                Ok(()) => break,
+                Err(error @ LogError::NoSpace(_)) => {
+                    if !queue.no_space.swap(true, Ordering::Relaxed) {
+                        tracing::error!("{error}; writes wait until there is space");
+                    }
+                    if queue.jobs.lock().1 {
+                        return; // nothing of it was acknowledged
+                    }
+                    std::thread::sleep(NO_SPACE_RETRY);
+                }
+                // What a failed sync left on the disk is unknown, and a second sync would not tell: recovery will.
+                Err(error @ (LogError::Io { .. } | LogError::Corrupt(_))) => return on_fatal(error.to_string()),
+            }
+        }
+        queue.no_space.store(false, Ordering::Relaxed);
+        queue.syncs.fetch_add(1, Ordering::Relaxed);
+        if log.wants_spare() {
+            queue.want_spare();
+        }
+        on_synced(tickets);
+    }
+}

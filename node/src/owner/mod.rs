@@ -1,0 +1,519 @@
+//! An owner: the one task that drives some of the node's shards. Everybody else holds its mailbox.
+//!
+//! Each round takes all mail, lets every shard that has something to do propose and put out, and then hands the log one
+//! write and each peer one frame for all shards together. It never waits for a disk: the log's writer and the flusher
+//! have threads of their own and answer by mail.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: starts tasks that stream snapshots")]
+
+pub mod reads;
+pub mod shard;
+
+pub use reads::{Barrier, Reads};
+pub use shard::{Shard, Waiter, WriteJob};
+
+use crate::flusher::Job;
+use crate::log::writer::Ticket;
+use crate::log::{Mark, ShardWrite};
+use crate::replica::{Outgoing, Output, TICK};
+use crate::shared::Shared;
+use crate::snapshot::{self, IncomingGuard};
+use crate::store::{Base, Flush, ReplicaMeta};
+use crate::table::{Table, View};
+use bytes::Bytes;
+use shkv_proto::message::{Failure, RaftMessage, RefusalCode, ReplicaStatus};
+use shkv_proto::{NodeId, ReplicaId, ShardId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Letters that may wait for an owner; a sender waits beyond.
+pub const MAILBOX: usize = 4096;
+/// Letters taken in one round.
+const ROUND_MAX: usize = 512;
+/// How long a stopping node waits for a shard to be taken over by another.
+const HANDOVER_TIME_MAX: Duration = Duration::from_millis(1500);
+
+/// A letter to an owner.
+pub enum Mail {
+    /// Writes of clients, checked.
+    Writes(Vec<(ShardId, WriteJob)>),
+    /// A read that waits until it may look.
+    Read(ShardId, Barrier),
+    /// Messages of peers, with the data of their entries.
+    Raft(Vec<(RaftMessage, Vec<Bytes>)>),
+    /// Outputs that are durable.
+    Synced(Vec<Ticket>),
+    /// Tables that are in redb, and up to which index each shard's log was let go.
+    Flushed(Vec<(ReplicaMeta, ShardId, Base)>, BTreeMap<u32, u64>),
+    /// Up to which index shards' logs were let go, when another owner's flush did it.
+    Released(BTreeMap<u32, u64>),
+    /// A snapshot's rows are beside the shard's own.
+    Staged(Box<RaftMessage>, Box<ReplicaMeta>, IncomingGuard),
+    /// A snapshot's rows are in place.
+    Installed(ShardId, Box<ReplicaMeta>, Base),
+    /// How the sending of a snapshot ended.
+    SnapshotSent(ShardId, ReplicaId, bool),
+    /// A new replica, already in redb, and whether it stands for election at once.
+    Adopt(Box<Shard>, bool),
+    /// Give the leadership away.
+    Transfer(ShardId, ReplicaId, oneshot::Sender<Result<(), Failure>>),
+    /// What is there to say of the replicas?
+    Status(oneshot::Sender<(Vec<ReplicaStatus>, u64)>),
+    /// Give all leaderships away, flush, and end.
+    Stop(oneshot::Sender<()>),
+}
+
+/// A snapshot on its way into its place.
+struct Install {
+    output: Output,
+    _guard: IncomingGuard,
+}
+
+/// An owner.
+pub struct Owner {
+    shared: Arc<Shared>,
+    me: usize,
+    shards: BTreeMap<u32, Shard>,
+    dirty: Vec<u32>,
+    staged: BTreeMap<u32, (Box<ReplicaMeta>, IncomingGuard)>,
+    installs: BTreeMap<u32, Install>,
+    /// Snapshots being sent, with the index that the log must keep what follows of.
+    sending: BTreeMap<(u32, ReplicaId), u64>,
+    tokens: u64,
+    /// Bytes of rows in memory, active and sealed.
+    active_bytes: usize,
+    sealed_bytes: usize,
+    /// Bytes of entries applied since the last flush began.
+    applied_bytes: u64,
+    flushing: bool,
+}
+
+impl Owner {
+    /// An owner of these shards.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, me: usize, shards: Vec<Shard>) -> Self {
+        let mut owner = Self {
+            shared,
+            me,
+            shards: BTreeMap::new(),
+            dirty: Vec::new(),
+            staged: BTreeMap::new(),
+            installs: BTreeMap::new(),
+            sending: BTreeMap::new(),
+            tokens: 0,
+            active_bytes: 0,
+            sealed_bytes: 0,
+            applied_bytes: 0,
+            flushing: false,
+        };
+        for shard in shards {
+            owner.adopt(shard, false);
+        }
+        owner
+    }
+
+    /// Works until it is told to stop.
+    pub async fn run(mut self, mut mailbox: mpsc::Receiver<Mail>) {
+        let mut ticks = tokio::time::interval(TICK);
+        // Never two ticks closer together than one tick: a follower's promise is counted in them.
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut mails = Vec::with_capacity(ROUND_MAX);
+        let mut stopping: Option<Stopping> = None;
+        loop {
+            tokio::select! { // both arms are cancel-safe: recv_many and tick take nothing when they lose
+                biased;
+                _ = ticks.tick() => self.tick(),
+                count = mailbox.recv_many(&mut mails, ROUND_MAX) => if count == 0 { return },
+            }
+            for mail in mails.drain(..) {
+                if let Mail::Stop(done) = mail {
+                    self.hand_all_over();
+                    let until = self.shared.clock.now() + HANDOVER_TIME_MAX.as_nanos() as u64;
+                    stopping = Some(Stopping { done, until, flushed: false });
+                } else {
+                    self.handle(mail);
+                }
+            }
+            self.round();
+            if let Some(now) = stopping.take() {
+                match self.stop_further(now) {
+                    Some(further) => stopping = Some(further),
+                    None => return,
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.shared.clock.now();
+        let numbers: Vec<u32> = self.shards.keys().copied().collect();
+        for number in numbers {
+            if let Some(shard) = self.shards.get_mut(&number) {
+                shard.replica.tick();
+                shard.expire(now);
+            }
+            self.touch(number);
+        }
+    }
+
+    fn touch(&mut self, number: u32) {
+        if let Some(shard) = self.shards.get_mut(&number)
+            && !shard.dirty
+        {
+            shard.dirty = true;
+            self.dirty.push(number);
+        }
+    }
+
+    fn handle(&mut self, mail: Mail) {
+        match mail {
+            Mail::Writes(jobs) => {
+                for (shard, job) in jobs {
+                    if let Some(shard) = self.shards.get_mut(&shard.0) {
+                        shard.take(job);
+                    }
+                    self.touch(shard.0);
+                }
+            }
+            Mail::Read(shard, barrier) => {
+                match self.shards.get_mut(&shard.0) {
+                    Some(shard) if shard.replica.leads() => shard.reads.add(barrier),
+                    Some(shard) => drop(barrier.send(Err(shard.not_leader()))),
+                    None => drop(barrier.send(Err(Failure::WrongShard { epoch: self.shared.epoch() }))),
+                }
+                self.touch(shard.0);
+            }
+            Mail::Raft(messages) => self.step(messages),
+            Mail::Synced(tickets) => {
+                for (number, output) in tickets {
+                    if let Some(shard) = self.shards.get_mut(&number) {
+                        shard.persisted = shard.persisted.max(output);
+                    }
+                    self.touch(number);
+                }
+            }
+            Mail::Flushed(flushed, released) => self.flushed(flushed, &released),
+            Mail::Released(released) => self.released(&released),
+            Mail::Staged(message, meta, guard) => {
+                let number = message.shard.0;
+                let now = self.shared.clock.now();
+                if let Some(shard) = self.shards.get_mut(&number)
+                    && !shard.installing
+                {
+                    self.staged.insert(number, (meta, guard));
+                    shard.replica.step(&message, vec![], now);
+                    self.touch(number);
+                    self.round(); // the replica takes the snapshot now or never
+                    self.staged.remove(&number);
+                }
+            }
+            Mail::Installed(shard, meta, base) => self.installed(shard, *meta, base),
+            Mail::SnapshotSent(shard, to, ok) => {
+                self.sending.remove(&(shard.0, to));
+                if let Some(shard) = self.shards.get_mut(&shard.0) {
+                    shard.replica.snapshot_sent(to, ok);
+                }
+                self.touch(shard.0);
+            }
+            Mail::Adopt(shard, campaign) => self.adopt(*shard, campaign),
+            Mail::Transfer(shard, to, done) => {
+                let answer = match self.shards.get_mut(&shard.0) {
+                    Some(shard) if !shard.replica.leads() => Err(shard.not_leader()),
+                    Some(shard) if shard.home(to).is_none() => {
+                        Err(Failure::refusal(RefusalCode::Conflict, format!("the shard has no replica {to}")))
+                    }
+                    Some(shard) => {
+                        shard.transfer_to(to);
+                        Ok(())
+                    }
+                    None => Err(Failure::WrongShard { epoch: self.shared.epoch() }),
+                };
+                let _ = done.send(answer); // whoever asked may be gone
+                self.touch(shard.0);
+            }
+            Mail::Status(answer) => {
+                let bytes = self.memory_bytes() as u64;
+                let _ = answer.send((self.shards.values().map(status_of).collect(), bytes)); // whoever asked may be gone
+            }
+            Mail::Stop(_) => {} // the loop takes it out before
+        }
+    }
+
+    fn adopt(&mut self, mut shard: Shard, campaign: bool) {
+        let number = shard.cell.shard.0;
+        if campaign {
+            shard.replica.campaign();
+        }
+        shard.dirty = false;
+        self.shared.show(shard.cell.clone());
+        self.shards.insert(number, shard);
+        self.touch(number);
+    }
+
+    fn step(&mut self, messages: Vec<(RaftMessage, Vec<Bytes>)>) {
+        let now = self.shared.clock.now();
+        // Followers that cannot flush as fast as the leader sends take no more: the leader sends it again later.
+        let over = self.memory_bytes() > 2 * self.shared.table_bytes_per_owner();
+        for (message, data) in messages {
+            let number = message.shard.0;
+            let Some(shard) = self.shards.get_mut(&number) else { continue };
+            if message.to != shard.replica.id() || (over && !message.entries.is_empty()) {
+                continue;
+            }
+            if let Some((from, stamp)) = shard.replica.step(&message, data, now) {
+                shard.lease.acknowledged(message.term, from, stamp);
+            }
+            self.touch(number);
+        }
+    }
+
+    /// Lets every shard that has something to do go on, as far as it can without waiting.
+    fn round(&mut self) {
+        let now = self.shared.clock.now();
+        let throttled = self.memory_bytes() > self.shared.table_bytes_per_owner();
+        let mut round = Round { now, throttled, ..Round::default() };
+        for number in std::mem::take(&mut self.dirty) {
+            let Some(shard) = self.shards.get_mut(&number) else { continue };
+            shard.dirty = false;
+            if let Err(error) = shard.go_on(&mut self.tokens, &mut round) {
+                return self.shared.fail(&format!("shard {number}: {error}"));
+            }
+        }
+        self.active_bytes = self.active_bytes.saturating_add_signed(round.table_growth);
+        self.applied_bytes += round.applied_bytes;
+        if !round.tickets.is_empty() {
+            self.shared.log.submit(round.writes, round.tickets);
+        }
+        for (number, output) in round.installs {
+            self.install(number, output);
+        }
+        self.send(round.messages);
+        self.flush_if_due();
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.active_bytes + self.sealed_bytes
+    }
+
+    /// Sends what goes to one node in one frame.
+    fn send(&mut self, messages: Vec<Outgoing>) {
+        let mut by_node: BTreeMap<NodeId, Vec<Outgoing>> = BTreeMap::new();
+        for message in messages {
+            let Some(shard) = self.shards.get(&message.head.shard.0) else { continue };
+            let Some(node) = shard.home(message.head.to) else { continue };
+            if message.head.snapshot.is_some() {
+                self.send_snapshot(message.head, node);
+            } else {
+                by_node.entry(node).or_default().push(message);
+            }
+        }
+        for (node, messages) in by_node {
+            let receivers: Vec<_> = messages.iter().map(|message| (message.head.shard.0, message.head.to)).collect();
+            if self.shared.peers.tell(node, messages) {
+                continue;
+            }
+            for (number, to) in receivers {
+                if let Some(shard) = self.shards.get_mut(&number) {
+                    shard.replica.unreachable(to); // it is probed from now on instead of being sent everything
+                }
+            }
+        }
+    }
+
+    fn send_snapshot(&mut self, message: RaftMessage, node: NodeId) {
+        let Some(shard) = self.shards.get_mut(&message.shard.0) else { return };
+        let to = message.to;
+        let snapshot = {
+            let view = shard.cell.view.read();
+            (shard.flushed_meta.clone(), view.base.clone())
+        };
+        let addr = self.shared.peers.addr(node);
+        let (Some(addr), Some(head)) = (addr, &message.snapshot) else {
+            return shard.replica.snapshot_sent(to, false);
+        };
+        // The rows that are held must be those that the message speaks of.
+        if snapshot.0.applied() != (Mark { index: head.index, term: head.term }) {
+            return shard.replica.snapshot_sent(to, false);
+        }
+        self.sending.insert((message.shard.0, to), head.index);
+        let (shared, me) = (self.shared.clone(), self.me);
+        tokio::spawn(async move {
+            let shard = message.shard;
+            let result = snapshot::send(&shared, &addr, node, message, snapshot.0, snapshot.1).await;
+            if let Err(error) = &result {
+                tracing::warn!(shard = shard.0, %node, "a snapshot was not sent: {error}");
+            }
+            shared.mail(me, Mail::SnapshotSent(shard, to, result.is_ok())).await;
+        });
+    }
+
+    fn install(&mut self, number: u32, output: Output) {
+        let (Some(shard), Some(head)) = (self.shards.get_mut(&number), &output.snapshot) else { return };
+        match self.staged.remove(&number) {
+            Some((mut meta, guard)) if meta.state.index == head.index && meta.state.term == head.term => {
+                meta.state = head.clone();
+                meta.replica = shard.replica.id();
+                shard.installing = true;
+                shard.forget_flights();
+                self.installs.insert(number, Install { output, _guard: guard });
+                self.shared.flusher.submit(Job::Install { shard: ShardId(number), meta, owner: self.me });
+            }
+            _ => self.shared.fail(&format!("shard {number}: a snapshot without its rows")),
+        }
+    }
+
+    fn installed(&mut self, id: ShardId, meta: ReplicaMeta, base: Base) {
+        let Some(Install { output, _guard }) = self.installs.remove(&id.0) else { return };
+        let Some(shard) = self.shards.get_mut(&id.0) else { return };
+        {
+            let mut view = shard.cell.view.write();
+            self.active_bytes = self.active_bytes.saturating_sub(view.active.bytes);
+            *view =
+                View { active: Table::default(), sealed: None, base, revision: meta.revision, applied: meta.applied() };
+        }
+        tracing::info!(shard = id.0, index = meta.state.index, "a snapshot was taken in");
+        shard.flushed = meta.state.index;
+        shard.flushed_meta = meta.clone();
+        shard.meta = meta;
+        shard.installing = false;
+        shard.snapshots_installed += 1;
+        let mut round = Round::default();
+        shard.write_out(output, &mut round);
+        self.shared.log.submit(round.writes, round.tickets);
+        self.touch(id.0);
+    }
+
+    fn flush_if_due(&mut self) {
+        let budget = self.shared.table_bytes_per_owner() / 2;
+        let log_budget = self.shared.tuning.log_retain_bytes / 2;
+        if !self.flushing && (self.active_bytes >= budget || self.applied_bytes >= log_budget) {
+            self.flush();
+        }
+    }
+
+    /// Seals all tables and hands them to the flusher. Tells whether there was anything.
+    fn flush(&mut self) -> bool {
+        let tables: Vec<Flush> = self.shards.values_mut().filter_map(Shard::seal).collect();
+        if tables.is_empty() {
+            return false;
+        }
+        self.flushing = true;
+        self.applied_bytes = 0;
+        self.sealed_bytes = tables.iter().map(|flush| flush.table.bytes).sum();
+        self.active_bytes = self.active_bytes.saturating_sub(self.sealed_bytes);
+        // A follower that is being sent a snapshot needs what follows it next.
+        let mut keep = BTreeMap::new();
+        for ((shard, _), index) in &self.sending {
+            let lowest = keep.entry(*shard).or_insert(*index);
+            *lowest = (*index).min(*lowest);
+        }
+        self.shared.flusher.submit(Job::Flush { tables, keep, owner: self.me });
+        true
+    }
+
+    fn flushed(&mut self, flushed: Vec<(ReplicaMeta, ShardId, Base)>, released: &BTreeMap<u32, u64>) {
+        for (meta, id, base) in flushed {
+            let Some(shard) = self.shards.get_mut(&id.0) else { continue };
+            {
+                let mut view = shard.cell.view.write();
+                view.sealed = None;
+                view.base = base;
+            }
+            shard.flushed = meta.state.index;
+            shard.replica.flushed(meta.state.clone());
+            shard.flushed_meta = meta;
+        }
+        self.released(released);
+        self.flushing = false;
+        self.sealed_bytes = 0;
+        let waiting: Vec<u32> = self.shards.keys().copied().collect();
+        waiting.into_iter().for_each(|number| self.touch(number)); // writes may have been held back
+    }
+
+    fn released(&mut self, released: &BTreeMap<u32, u64>) {
+        for (number, index) in released {
+            if let Some(shard) = self.shards.get_mut(number) {
+                shard.replica.released(*index);
+            }
+        }
+    }
+
+    fn hand_all_over(&mut self) {
+        for shard in self.shards.values_mut().filter(|shard| shard.replica.leads()) {
+            let me = shard.replica.id();
+            if let Some(to) = shard.meta.state.voters.iter().copied().find(|id| *id != me) {
+                shard.transfer_to(to);
+            }
+        }
+        let all: Vec<u32> = self.shards.keys().copied().collect();
+        all.into_iter().for_each(|number| self.touch(number));
+    }
+
+    /// Goes on with a stop: first nobody may be led from here, then everything applied goes to redb.
+    fn stop_further(&mut self, mut stopping: Stopping) -> Option<Stopping> {
+        let leads = self.shards.values().any(|shard| shard.replica.leads() && shard.meta.state.voters.len() > 1);
+        let in_hand = self.shards.values().any(Shard::is_busy);
+        if (leads || in_hand) && self.shared.clock.now() < stopping.until {
+            return Some(stopping);
+        }
+        if self.flushing || !self.installs.is_empty() {
+            return Some(stopping);
+        }
+        if !stopping.flushed {
+            stopping.flushed = true;
+            if self.flush() {
+                return Some(stopping);
+            }
+        }
+        let _ = stopping.done.send(()); // whoever asked may be gone
+        None
+    }
+}
+
+/// What the shards of a round want done.
+#[derive(Default)]
+pub struct Round {
+    /// When it began.
+    pub now: u64,
+    /// Whether so many rows wait to be flushed that no more writes are taken in.
+    pub throttled: bool,
+    /// To be written to the log.
+    pub writes: Vec<ShardWrite>,
+    /// Whom to tell when it is.
+    pub tickets: Vec<Ticket>,
+    /// To be sent.
+    pub messages: Vec<Outgoing>,
+    /// Snapshots to put in place.
+    pub installs: Vec<(u32, Output)>,
+    /// Bytes that the tables in memory grew by.
+    pub table_growth: isize,
+    /// Bytes of entries applied.
+    pub applied_bytes: u64,
+}
+
+/// A stop under way.
+struct Stopping {
+    done: oneshot::Sender<()>,
+    until: u64,
+    flushed: bool,
+}
+
+fn status_of(shard: &Shard) -> ReplicaStatus {
+    let (log_first, log_last) = shard.replica.log_bounds();
+    ReplicaStatus {
+        shard: shard.cell.shard,
+        replica: shard.replica.id(),
+        leads: shard.replica.leads(),
+        leader: shard.replica.leader(),
+        term: shard.replica.term(),
+        committed: shard.replica.committed(),
+        applied: shard.meta.state.index,
+        flushed: shard.flushed,
+        log_first,
+        log_last,
+        revision: shard.meta.revision,
+        snapshots_installed: shard.snapshots_installed,
+    }
+}

@@ -1,0 +1,401 @@
+//! One shard as its owner drives it: writes that wait, writes in flight, reads that wait, and the replica.
+
+use super::{Reads, Round};
+use crate::cell::Cell;
+use crate::lease::Lease;
+use crate::log::{Hard, LogEntry, Mark, ShardWrite};
+use crate::machine::{self, BadEntry, Group, WriteKind};
+use crate::replica::{Outgoing, Output, Replica, ReplicaError};
+use crate::session::Reply;
+use crate::store::{Flush, ReplicaMeta};
+use crate::table::Table;
+use bytes::Bytes;
+use shkv_proto::limits::GROUP_BYTES_MAX;
+use shkv_proto::message::{Failure, WriteDone};
+use shkv_proto::{NodeId, ReplicaId};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Bytes of writes that may wait for one shard; beyond, more are refused as busy.
+const QUEUED_BYTES_MAX: usize = 32 << 20;
+/// Log entries of one shard that may be in flight before the next is held back to become larger.
+const ENTRIES_IN_FLIGHT: usize = 1;
+
+/// A write that waits.
+#[derive(Debug)]
+pub struct WriteJob {
+    /// Which.
+    pub kind: WriteKind,
+    /// Its head, checked.
+    pub head: Bytes,
+    /// Its values.
+    pub tail: Bytes,
+    /// Who waits, and until when in nanoseconds of the node's clock.
+    pub waiter: Waiter,
+}
+
+/// Who waits for a write.
+#[derive(Debug)]
+pub struct Waiter {
+    /// Where the answer goes; taken when it is given.
+    pub reply: Option<Reply>,
+    /// When it must have been given.
+    pub deadline: u64,
+}
+
+impl Waiter {
+    fn done(&mut self, done: WriteDone) {
+        if let Some(reply) = self.reply.take() {
+            reply.done(&done);
+        }
+    }
+
+    fn failed(&mut self, failure: &Failure) {
+        if let Some(reply) = self.reply.take() {
+            reply.failed(failure);
+        }
+    }
+}
+
+/// A log entry in flight with those who wait for its writes, in their order.
+#[derive(Debug)]
+struct Flight {
+    mark: Mark,
+    waiters: Vec<Waiter>,
+}
+
+/// A shard.
+pub struct Shard {
+    /// What sessions see.
+    pub cell: Arc<Cell>,
+    /// Its part in the group.
+    pub replica: Replica,
+    /// As of the last applied entry.
+    pub meta: ReplicaMeta,
+    /// As of what redb holds.
+    pub flushed_meta: ReplicaMeta,
+    /// The last index that redb holds.
+    pub flushed: u64,
+    /// Its lease, while it leads.
+    pub lease: Lease,
+    /// Messages that wait for the write of an output to be durable, by the output's number.
+    held: VecDeque<(u64, Vec<Outgoing>)>,
+    /// The last output.
+    last_output: u64,
+    /// The last output that wrote something.
+    written: u64,
+    /// A commit index that goes with the next write: it need not be synced for itself.
+    lazy_hard: Option<Hard>,
+    /// The term in which the leadership was offered away. Whoever takes it, however late, does not wait for a lease.
+    no_lease_term: u64,
+    /// The index of a snapshot whose place in the log is not yet durable.
+    snapshot_index: Option<u64>,
+    /// The last output that is durable.
+    pub persisted: u64,
+    /// Whether a snapshot is being put in place: the replica rests.
+    pub installing: bool,
+    /// Snapshots taken in.
+    pub snapshots_installed: u64,
+    /// Reads that wait.
+    pub reads: Reads,
+    /// Whether it is in the owner's list of shards to look at.
+    pub dirty: bool,
+    queue: VecDeque<WriteJob>,
+    queued_bytes: usize,
+    flights: VecDeque<Flight>,
+}
+
+impl Shard {
+    /// A shard at rest.
+    pub fn new(cell: Arc<Cell>, replica: Replica, meta: ReplicaMeta) -> Self {
+        Self {
+            cell,
+            replica,
+            flushed: meta.state.index,
+            flushed_meta: meta.clone(),
+            meta,
+            lease: Lease::default(),
+            held: VecDeque::new(),
+            last_output: 0,
+            written: 0,
+            lazy_hard: None,
+            snapshot_index: None,
+            no_lease_term: 0,
+            persisted: 0,
+            installing: false,
+            snapshots_installed: 0,
+            reads: Reads::default(),
+            dirty: true,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            flights: VecDeque::new(),
+        }
+    }
+
+    /// The node that keeps a replica.
+    pub fn home(&self, replica: ReplicaId) -> Option<NodeId> {
+        self.meta.homes.iter().find(|(id, _)| *id == replica).map(|(_, node)| *node)
+    }
+
+    /// The refusal of whoever does not lead.
+    pub fn not_leader(&self) -> Failure {
+        Failure::NotLeader {
+            hint: self.replica.leader().filter(|id| *id != self.replica.id()).and_then(|id| self.home(id)),
+        }
+    }
+
+    /// Goes on as far as it can without waiting.
+    ///
+    /// # Errors
+    /// [`ApplyError`]: the node must stop.
+    pub fn go_on(&mut self, tokens: &mut u64, round: &mut Round) -> Result<(), ApplyError> {
+        if self.installing {
+            return Ok(());
+        }
+        self.take_persisted(round);
+        if !self.replica.leads() {
+            self.refuse_queue();
+            self.reads.fail(&self.not_leader());
+        }
+        self.reads.ask(&mut self.replica, tokens, round.now);
+        loop {
+            if self.replica.leads() && !round.throttled {
+                self.propose();
+            }
+            let Some(mut output) = self.replica.output(round.now) else { break };
+            round.messages.append(&mut output.messages);
+            if output.snapshot.is_some() {
+                round.installs.push((self.cell.shard.0, output));
+                return Ok(());
+            }
+            let committed = std::mem::take(&mut output.committed);
+            let reads = std::mem::take(&mut output.reads);
+            self.write_out(output, round);
+            self.apply(&committed, round)?;
+            self.reads.confirm(&reads);
+            self.reads.applied(self.meta.state.index);
+        }
+        self.show(round.now);
+        Ok(())
+    }
+
+    /// What was durable when the round began lets Raft go on and lets go the messages that waited for it.
+    fn take_persisted(&mut self, round: &mut Round) {
+        while self.held.front().is_some_and(|(written, _)| *written <= self.persisted) {
+            round.messages.extend(self.held.pop_front().map(|(_, held)| held).unwrap_or_default());
+        }
+        if self.last_output == 0 {
+            return;
+        }
+        // Outputs that wrote nothing are as durable as the last one before them that did.
+        let durable = if self.persisted >= self.written { self.last_output } else { self.persisted };
+        self.replica.persisted(durable);
+        if self.persisted >= self.written
+            && let Some(index) = self.snapshot_index.take()
+        {
+            self.replica.applied_to(index);
+        }
+    }
+
+    /// Hands an output's write to the round, and holds back the messages that must not leave before it is durable.
+    pub fn write_out(&mut self, output: Output, round: &mut Round) {
+        self.last_output = output.number;
+        if let Some(snapshot) = &output.snapshot {
+            self.snapshot_index = Some(snapshot.index);
+        }
+        match output.write {
+            Some(write) if output.must_sync => {
+                let hard = write.hard.or(self.lazy_hard.take());
+                self.lazy_hard = None;
+                round.writes.push(ShardWrite { hard, ..write });
+                round.tickets.push((self.cell.shard.0, output.number));
+                self.written = output.number;
+            }
+            Some(write) => self.lazy_hard = write.hard.or(self.lazy_hard),
+            None => {}
+        }
+        if self.written <= self.persisted {
+            round.messages.extend(output.after_write);
+            self.replica.persisted(output.number);
+        } else if !output.after_write.is_empty() {
+            self.held.push_back((self.written, output.after_write));
+        }
+    }
+
+    /// Publishes what sessions look at.
+    fn show(&mut self, now: u64) {
+        let leads = self.replica.leads();
+        // Until an entry of this term is applied, writes that an earlier leader acknowledged may be missing here.
+        let is_current = self.meta.state.term == self.replica.term() && self.snapshot_index.is_none();
+        let until = if leads && is_current && self.no_lease_term != self.replica.term() {
+            self.lease.until(self.replica.term(), self.replica.id(), &self.meta.state, now)
+        } else {
+            0
+        };
+        self.cell.set_lease(until);
+        let leader = self.replica.leader().and_then(|id| self.home(id));
+        self.cell.set_leader(leader);
+    }
+
+    /// Offers the leadership to another replica.
+    pub fn transfer_to(&mut self, to: ReplicaId) {
+        self.no_lease_term = self.replica.term();
+        self.cell.set_lease(0);
+        self.replica.transfer_to(to);
+    }
+
+    /// Whether a client waits for a write.
+    pub fn is_busy(&self) -> bool {
+        !self.queue.is_empty() || !self.flights.is_empty()
+    }
+
+    /// Takes a write in, or answers why not.
+    pub fn take(&mut self, mut job: WriteJob) {
+        if !self.replica.leads() || self.replica.is_handing_over() {
+            return job.waiter.failed(&self.not_leader());
+        }
+        if self.queued_bytes > QUEUED_BYTES_MAX {
+            return job
+                .waiter
+                .failed(&Failure::Busy { retry_after_ms: 50, text: "too many writes wait for this shard".into() });
+        }
+        self.queued_bytes += job.head.len() + job.tail.len();
+        self.queue.push_back(job);
+    }
+
+    /// Proposes what waits: everything that came while an entry was in flight becomes the next one.
+    fn propose(&mut self) {
+        while !self.queue.is_empty() && self.flights.len() < ENTRIES_IN_FLIGHT {
+            let mut group = Group::default();
+            let mut waiters = Vec::with_capacity(self.queue.len().min(1024));
+            while let Some(job) = self.queue.front() {
+                let bytes = job.head.len() + job.tail.len();
+                if !waiters.is_empty() && group.bytes() + bytes > GROUP_BYTES_MAX {
+                    break;
+                }
+                group.add(job.kind, &job.head, &job.tail);
+                self.queued_bytes -= bytes;
+                waiters.extend(self.queue.pop_front().map(|job| job.waiter));
+            }
+            match self.replica.propose(group.finish()) {
+                Some(mark) => self.flights.push_back(Flight { mark, waiters }),
+                None => {
+                    let failure = if self.replica.leads() {
+                        Failure::Busy { retry_after_ms: 50, text: "the shard's replicas do not keep up".into() }
+                    } else {
+                        self.not_leader()
+                    };
+                    waiters.iter_mut().for_each(|waiter| waiter.failed(&failure));
+                }
+            }
+        }
+    }
+
+    /// Answers the writes that were never proposed, after the leadership is lost: certainly not done.
+    fn refuse_queue(&mut self) {
+        if self.queue.is_empty() {
+            return;
+        }
+        let failure = self.not_leader();
+        self.queued_bytes = 0;
+        for mut job in self.queue.drain(..) {
+            job.waiter.failed(&failure);
+        }
+    }
+
+    /// Answers whoever has waited too long. A write that was proposed may still be done.
+    pub fn expire(&mut self, now: u64) {
+        for flight in &mut self.flights {
+            for waiter in flight.waiters.iter_mut().filter(|waiter| waiter.deadline <= now) {
+                waiter.failed(&Failure::unknown("proposed, but not committed before the deadline"));
+            }
+        }
+        let queued_bytes = &mut self.queued_bytes;
+        self.queue.retain_mut(|job| {
+            let waits = job.waiter.deadline > now;
+            if !waits {
+                *queued_bytes -= job.head.len() + job.tail.len();
+                job.waiter.failed(&Failure::Busy {
+                    retry_after_ms: 50,
+                    text: "the write's turn did not come before its deadline".into(),
+                });
+            }
+            waits
+        });
+    }
+
+    /// Applies committed entries and answers those who wait for them.
+    fn apply(&mut self, entries: &[LogEntry], round: &mut Round) -> Result<(), ApplyError> {
+        let Some(last) = entries.last() else { return Ok(()) };
+        let mut answers = Vec::new();
+        for entry in entries {
+            let mut waiters = self.waiters_of(entry);
+            if entry.kind == 0 {
+                if !entry.data.is_empty() {
+                    let mut view = self.cell.view.write();
+                    let before = view.active.bytes;
+                    machine::apply(&entry.data, &mut view, waiters.as_ref().map(|_| &mut answers))?;
+                    round.table_growth += view.active.bytes as isize - before as isize;
+                    round.applied_bytes += entry.data.len() as u64;
+                    view.applied = Mark { index: entry.index, term: entry.term };
+                }
+            } else {
+                self.meta.state = self.replica.apply_configuration(entry)?;
+            }
+            for (waiter, done) in waiters.iter_mut().flatten().zip(answers.drain(..)) {
+                waiter.done(done);
+            }
+        }
+        {
+            let mut view = self.cell.view.write();
+            view.applied = Mark { index: last.index, term: last.term };
+            self.meta.revision = view.revision;
+        }
+        (self.meta.state.index, self.meta.state.term) = (last.index, last.term);
+        self.replica.applied_to(last.index);
+        Ok(())
+    }
+
+    /// Those who wait for the writes of an entry. Flights that the entry shows to be overwritten are answered: not done.
+    fn waiters_of(&mut self, entry: &LogEntry) -> Option<Vec<Waiter>> {
+        while self.flights.front().is_some_and(|flight| flight.mark.index <= entry.index) {
+            let mut flight = self.flights.pop_front()?;
+            if flight.mark == (Mark { index: entry.index, term: entry.term }) {
+                return Some(flight.waiters);
+            }
+            let failure = self.not_leader();
+            flight.waiters.iter_mut().for_each(|waiter| waiter.failed(&failure));
+        }
+        None
+    }
+
+    /// A snapshot has taken the place of entries that may have been in flight: nobody knows any more.
+    pub fn forget_flights(&mut self) {
+        for mut flight in self.flights.drain(..) {
+            let failure = Failure::unknown("a snapshot took the place of the log");
+            flight.waiters.iter_mut().for_each(|waiter| waiter.failed(&failure));
+        }
+    }
+
+    /// Seals the table in memory for a flush. `None` if nothing was applied since the last one, or one is under way.
+    pub fn seal(&mut self) -> Option<Flush> {
+        let mut view = self.cell.view.write();
+        if view.sealed.is_some() || view.applied.index <= self.flushed || self.installing {
+            return None;
+        }
+        let table = Arc::new(std::mem::take::<Table>(&mut view.active));
+        view.sealed = Some(table.clone());
+        Some(Flush { shard: self.cell.shard, meta: self.meta.clone(), table })
+    }
+}
+
+/// An entry that cannot be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Its data.
+    #[error(transparent)]
+    Entry(#[from] BadEntry),
+    /// Its change of configuration.
+    #[error(transparent)]
+    Configuration(#[from] ReplicaError),
+}

@@ -1,0 +1,102 @@
+//! Scans and counts of one shard: pages read on a thread that may block.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: redb's pages are read on threads that may block")]
+
+use crate::cell::{Cell, read_failed};
+use crate::session::{Reply, barrier, head_of, may_answer};
+use crate::shared::Shared;
+use crate::table::{Page, PageLimits};
+use bytes::BytesMut;
+use shkv_proto::limits::{COUNT_ROWS_MAX, KEY_BYTES_MAX, PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
+use shkv_proto::message::{Consistency, CountDone, Failure, RefusalCode, RowHead, Scan, ScanDone};
+use shkv_proto::{Frame, ShardId};
+use std::sync::Arc;
+
+/// Answers a page of rows.
+pub async fn scan(shared: Arc<Shared>, frame: Frame, reply: Reply) {
+    let Some((scan, reply)) = head_of::<Scan>(&frame, reply) else { return };
+    let limits = PageLimits {
+        rows: match scan.rows_max {
+            0 => PAGE_ROWS_MAX,
+            rows => (rows as usize).min(PAGE_ROWS_MAX),
+        },
+        bytes: match scan.bytes_max {
+            0 => PAGE_BYTES_DEFAULT,
+            bytes => (bytes as usize).min(PAGE_BYTES_MAX),
+        },
+    };
+    match page(&shared, frame.header.shard, scan, limits).await {
+        Ok(page) => {
+            let bytes = page.rows.iter().map(|row| row.value.len()).sum();
+            let mut rows = Vec::with_capacity(page.rows.len());
+            let mut tail = BytesMut::with_capacity(bytes);
+            for row in page.rows {
+                tail.extend_from_slice(&row.value);
+                let value_bytes = row.value.len() as u32;
+                rows.push(RowHead { key: row.key.into(), version: row.version, value_bytes });
+            }
+            reply.done_with(&ScanDone { rows, next: page.next, revision: page.revision }, tail.freeze());
+        }
+        Err(failure) => reply.failed(&failure),
+    }
+}
+
+/// Answers the number of rows.
+pub async fn count(shared: Arc<Shared>, frame: Frame, reply: Reply) {
+    let Some((mut scan, reply)) = head_of::<Scan>(&frame, reply) else { return };
+    scan.keys_only = true;
+    let limits = PageLimits { rows: PAGE_ROWS_MAX, bytes: PAGE_BYTES_MAX };
+    let mut rows = 0;
+    let next = loop {
+        let page = match page(&shared, frame.header.shard, scan.clone(), limits).await {
+            Ok(page) => page,
+            Err(failure) => return reply.failed(&failure),
+        };
+        rows += page.rows.len() as u64;
+        match page.next {
+            Some(next) if rows < COUNT_ROWS_MAX as u64 => scan = scan.resumed(next),
+            next => break next,
+        }
+    };
+    reply.done(&CountDone { rows, next });
+}
+
+async fn page(shared: &Arc<Shared>, shard: ShardId, scan: Scan, limits: PageLimits) -> Result<Page, Failure> {
+    let wrong = || Failure::WrongShard { epoch: shared.epoch() };
+    let cell = shared.cell(shard).ok_or_else(wrong)?;
+    if scan.keyspace != cell.keyspace {
+        return Err(wrong());
+    }
+    // A bound may be one byte longer than a key: that is where a scan goes on behind the longest key.
+    if scan.start.len().max(scan.end.as_ref().map_or(0, Vec::len)) > KEY_BYTES_MAX + 1 {
+        return Err(Failure::refusal(
+            RefusalCode::KeyTooLarge,
+            format!("a bound of the range is over the limit of {KEY_BYTES_MAX} bytes"),
+        ));
+    }
+    let consistency = scan.consistency;
+    let scan = Arc::new(scan);
+    let page = read(cell.clone(), scan.clone(), limits).await?;
+    if may_answer(shared, &cell, consistency, page.revision) {
+        return Ok(page);
+    }
+    match consistency {
+        Consistency::Linearizable => {
+            barrier(shared, shard).await?;
+            read(cell, scan, limits).await
+        }
+        Consistency::Causal { .. } | Consistency::Eventual => Err(Failure::Behind { revision: page.revision }),
+    }
+}
+
+async fn read(cell: Arc<Cell>, scan: Arc<Scan>, limits: PageLimits) -> Result<Page, Failure> {
+    let work = move || {
+        let page = cell.view.read().begin_page(&scan, limits);
+        page.read(&scan, limits)
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(page)) => Ok(page),
+        Ok(Err(error)) => Err(read_failed(&error)),
+        Err(error) => Err(Failure::unknown(error.to_string())),
+    }
+}

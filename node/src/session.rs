@@ -1,0 +1,341 @@
+//! The answering side of a connection: frames in, each read answered on the spot, each write handed to its owner.
+//!
+//! What one read call brings is handled as one batch: its writes become one letter per owner, and the answers leave
+//! together. A connection that does not take its answers is not read from.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: starts the tasks of slow requests")]
+
+use crate::cell::{Cell, disk_full, read_failed};
+use crate::machine::{self, WriteKind};
+use crate::owner::{Mail, Waiter, WriteJob};
+use crate::scan;
+use crate::shared::Shared;
+use crate::snapshot::Incoming;
+use crate::{admin, table::Found};
+use bytes::Bytes;
+use serde::Serialize;
+use shkv_proto::codec::{self, CodecError};
+use shkv_proto::limits::{CREDIT_REQUESTS, OUTBOX_BYTES_SOFT};
+use shkv_proto::message::{
+    Consistency, Failure, Get, GetDone, Hello, MapDone, RaftMessage, RefusalCode, Role, StatusDone,
+};
+use shkv_proto::outbox::Outbox;
+use shkv_proto::session::{Session, SessionError};
+use shkv_proto::{Frame, Header, Kind, ShardId};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, oneshot};
+
+/// How long a write may take when its sender does not say.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
+/// How long a closing connection waits for what is in hand.
+const CLOSING_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// A connection as its answers see it.
+#[derive(Debug, Default)]
+pub struct Conn {
+    outbox: Outbox,
+    in_flight: AtomicU32,
+    eased: Notify,
+}
+
+/// Where the answer to one request goes.
+#[derive(Debug)]
+pub struct Reply {
+    conn: Arc<Conn>,
+    header: Header,
+}
+
+impl Reply {
+    /// Answers that it was done.
+    pub fn done<T: Serialize>(self, head: &T) {
+        self.done_with(head, Bytes::new());
+    }
+
+    /// Answers that it was done, with values.
+    pub fn done_with<T: Serialize>(self, head: &T, tail: Bytes) {
+        match codec::encode(head) {
+            Ok(head) => self.conn.outbox.push(&Frame::new(self.header.answer(Kind::Done), head, tail)),
+            Err(error) => self.failed(&Failure::unknown(error.to_string())),
+        }
+    }
+
+    /// Answers that it was not, or is not known.
+    pub fn failed(self, failure: &Failure) {
+        // A failure always fits in a head; if not, the asker's deadline tells it the same as an unknown outcome.
+        if let Ok(head) = codec::encode(failure) {
+            self.conn.outbox.push(&Frame::new(self.header.answer(Kind::Failed), head, Bytes::new()));
+        }
+    }
+
+    /// Answers with what came out.
+    pub fn result<T: Serialize>(self, result: Result<T, Failure>) {
+        match result {
+            Ok(head) => self.done(&head),
+            Err(failure) => self.failed(&failure),
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        let before = self.conn.in_flight.fetch_sub(1, Ordering::AcqRel);
+        if before >= CREDIT_REQUESTS || before == 1 {
+            self.conn.eased.notify_one();
+        }
+    }
+}
+
+/// Serves a connection until either side ends it.
+pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
+    let Session { mut reader, mut writer, peer } = session;
+    let conn = Arc::new(Conn::default());
+    let writing = tokio::spawn({
+        let conn = conn.clone();
+        async move { conn.outbox.write_to(&mut writer).await }
+    });
+    let mut served =
+        Served { shared: shared.clone(), conn: conn.clone(), role: peer.role, incoming: None, writes: vec![] };
+    let mut frames = Vec::new();
+    loop {
+        let read = tokio::select! { // both arms are cancel-safe: next_batch keeps what it has read
+            read = reader.next_batch(&mut frames) => read,
+            () = shared.stop.cancelled() => break,
+        };
+        match read {
+            Ok(true) => served.batch(&mut frames).await,
+            Ok(false) => break,
+            Err(SessionError::Io(error)) => {
+                tracing::debug!("a connection was lost: {error}");
+                break;
+            }
+            Err(error) => {
+                tracing::warn!(role = ?peer.role, "a connection was closed: {error}");
+                break;
+            }
+        }
+    }
+    let finished = async {
+        while conn.in_flight.load(Ordering::Acquire) > 0 {
+            conn.eased.notified().await;
+        }
+    };
+    let _ = tokio::time::timeout(CLOSING_TIME_MAX, finished).await; // what is not answered by then counts as unknown
+    conn.outbox.close();
+    let _ = tokio::time::timeout(CLOSING_TIME_MAX, writing).await; // the other side may not be reading any more
+}
+
+struct Served {
+    shared: Arc<Shared>,
+    conn: Arc<Conn>,
+    role: Role,
+    /// The snapshot that is coming in on this connection.
+    incoming: Option<Incoming>,
+    /// The writes of the batch, by owner.
+    writes: Vec<Vec<(ShardId, WriteJob)>>,
+}
+
+impl Served {
+    async fn batch(&mut self, frames: &mut Vec<Frame>) {
+        for frame in frames.drain(..) {
+            if frame.header.kind == Kind::Raft {
+                self.raft(&frame);
+                continue;
+            }
+            self.conn.in_flight.fetch_add(1, Ordering::AcqRel);
+            let reply = Reply { conn: self.conn.clone(), header: frame.header };
+            match WriteKind::of(frame.header.kind) {
+                Some(kind) => {
+                    if let Err((reply, failure)) = self.write(kind, frame, reply) {
+                        reply.failed(&failure);
+                    }
+                }
+                None => self.other(frame, reply).await,
+            }
+            if self.conn.outbox.bytes() > OUTBOX_BYTES_SOFT {
+                self.send_writes().await;
+                self.conn.outbox.drained_to(OUTBOX_BYTES_SOFT / 2).await;
+            }
+        }
+        self.send_writes().await;
+        while self.conn.in_flight.load(Ordering::Acquire) >= CREDIT_REQUESTS {
+            self.conn.eased.notified().await;
+        }
+    }
+
+    async fn send_writes(&mut self) {
+        for (owner, writes) in self.writes.iter_mut().enumerate() {
+            if !writes.is_empty() {
+                self.shared.mail(owner, Mail::Writes(std::mem::take(writes))).await;
+            }
+        }
+    }
+
+    fn write(&mut self, kind: WriteKind, frame: Frame, reply: Reply) -> Result<(), (Reply, Failure)> {
+        let epoch = self.shared.epoch();
+        let Some(cell) = self.shared.cell(frame.header.shard) else {
+            return Err((reply, Failure::WrongShard { epoch }));
+        };
+        if self.shared.disks.is_full() && kind != WriteKind::Delete {
+            return Err((reply, disk_full()));
+        }
+        let holds = |keyspace, key: &[u8]| cell.holds(keyspace, key, epoch);
+        if let Err(failure) = machine::check(kind, &frame.head, &frame.tail, holds) {
+            return Err((reply, failure));
+        }
+        let wait = match frame.header.deadline_ms {
+            0 => DEADLINE_DEFAULT,
+            ms => Duration::from_millis(u64::from(ms)),
+        };
+        let deadline = self.shared.clock.now() + wait.as_nanos() as u64;
+        let job =
+            WriteJob { kind, head: frame.head, tail: frame.tail, waiter: Waiter { reply: Some(reply), deadline } };
+        let owner = self.shared.owner_of(cell.shard);
+        if self.writes.len() <= owner {
+            self.writes.resize_with(owner + 1, Vec::new);
+        }
+        self.writes[owner].push((cell.shard, job));
+        Ok(())
+    }
+
+    fn raft(&self, frame: &Frame) {
+        if !matches!(self.role, Role::Node(_)) {
+            return;
+        }
+        let messages: Vec<RaftMessage> = match codec::decode(&frame.head) {
+            Ok(messages) => messages,
+            Err(error) => return tracing::warn!("Raft messages that cannot be read: {error}"),
+        };
+        let mut tail = frame.tail.clone();
+        let mut by_owner: Vec<Vec<(RaftMessage, Vec<Bytes>)>> = Vec::new();
+        for message in messages {
+            let mut data = Vec::with_capacity(message.entries.len());
+            for entry in &message.entries {
+                if entry.data_bytes as usize > tail.len() {
+                    return tracing::warn!("Raft messages whose entries are longer than their frame");
+                }
+                data.push(tail.split_to(entry.data_bytes as usize));
+            }
+            let owner = self.shared.owner_of(message.shard);
+            if by_owner.len() <= owner {
+                by_owner.resize_with(owner + 1, Vec::new);
+            }
+            by_owner[owner].push((message, data));
+        }
+        for (owner, messages) in by_owner.into_iter().enumerate() {
+            if !messages.is_empty() {
+                self.shared.try_mail(owner, Mail::Raft(messages)); // what is dropped is sent again
+            }
+        }
+    }
+
+    async fn other(&mut self, frame: Frame, reply: Reply) {
+        let shared = &self.shared;
+        let is_member = matches!(self.role, Role::Node(_) | Role::Balancer);
+        match frame.header.kind {
+            Kind::Get => get(shared, &frame, reply),
+            Kind::Scan => drop(tokio::spawn(scan::scan(shared.clone(), frame, reply))),
+            Kind::Count => drop(tokio::spawn(scan::count(shared.clone(), frame, reply))),
+            Kind::Map => reply.result(
+                shared.map().map(|map| MapDone { leaders: leaders(shared, &map), map: (*map).clone() }).ok_or_else(
+                    || Failure::Busy { retry_after_ms: 100, text: "no balancer has sent the map yet".into() },
+                ),
+            ),
+            Kind::Status => {
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    let status = shared.status().await;
+                    let map = shared.map().map(|map| (*map).clone());
+                    let process = (status.process, status.cpu_us);
+                    reply.done(&StatusDone { map, process, nodes: vec![(status.id, Ok(status))] });
+                });
+            }
+            Kind::Beat if is_member => admin::beat(shared.clone(), &frame, reply),
+            Kind::CreateReplica if is_member => admin::create(shared.clone(), &frame, reply),
+            Kind::TransferLeader if is_member => admin::transfer(shared.clone(), &frame, reply),
+            Kind::SnapshotBegin | Kind::SnapshotChunk | Kind::SnapshotEnd if is_member => {
+                let result = crate::snapshot::take(shared, &mut self.incoming, frame).await;
+                if result.is_err() {
+                    self.incoming = None;
+                }
+                reply.result(result);
+            }
+            kind => reply.failed(&Failure::refusal(
+                RefusalCode::NotAllowed,
+                format!("a {:?} may not send {kind:?} to a node", self.role),
+            )),
+        }
+    }
+}
+
+fn leaders(shared: &Shared, map: &shkv_proto::Map) -> Vec<(ShardId, shkv_proto::NodeId)> {
+    map.shards.iter().filter_map(|shard| Some((shard.id, shared.cell(shard.id)?.leader()?))).collect()
+}
+
+fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply) {
+    let head: Get<'_> = match codec::decode_borrowed(&frame.head) {
+        Ok(head) => head,
+        Err(error) => return reply.failed(&Failure::malformed(&error)),
+    };
+    let epoch = shared.epoch();
+    let Some(cell) = shared.cell(frame.header.shard) else { return reply.failed(&Failure::WrongShard { epoch }) };
+    if let Err(failure) = cell.holds(head.keyspace, head.key, epoch) {
+        return reply.failed(&failure);
+    }
+    let consistency = head.consistency;
+    match cell.get(head.key) {
+        Err(error) => reply.failed(&read_failed(&error)),
+        Ok(read) if may_answer(shared, &cell, consistency, read.1) => answer(reply, read, consistency),
+        Ok((_, revision)) if consistency != Consistency::Linearizable => reply.failed(&Failure::Behind { revision }),
+        Ok(_) => {
+            let key = frame.head.slice_ref(head.key);
+            let shared = shared.clone();
+            tokio::spawn(async move {
+                match barrier(&shared, cell.shard).await {
+                    Ok(()) => match cell.get(&key) {
+                        Ok(read) => answer(reply, read, consistency),
+                        Err(error) => reply.failed(&read_failed(&error)),
+                    },
+                    Err(failure) => reply.failed(&failure),
+                }
+            });
+        }
+    }
+}
+
+/// Whether what was just read at `revision` is as fresh as asked for.
+pub fn may_answer(shared: &Shared, cell: &Cell, consistency: Consistency, revision: u64) -> bool {
+    match consistency {
+        Consistency::Linearizable => cell.lease_runs(shared.clock.now()),
+        Consistency::Causal { revision: seen } => revision >= seen,
+        Consistency::Eventual => true,
+    }
+}
+
+/// Waits until a read of a shard that begins now may look at the rows.
+///
+/// # Errors
+/// [`Failure::NotLeader`] and its like.
+pub async fn barrier(shared: &Shared, shard: ShardId) -> Result<(), Failure> {
+    let (passed, waiting) = oneshot::channel();
+    shared.mail(shared.owner_of(shard), Mail::Read(shard, passed)).await;
+    waiting.await.unwrap_or_else(|_| Err(Failure::Busy { retry_after_ms: 50, text: "the node is stopping".into() }))
+}
+
+fn answer(reply: Reply, (found, revision): (Found, u64), consistency: Consistency) {
+    let (version, value) = found.map_or((None, Bytes::new()), |(version, value)| (Some(version), value));
+    reply.done_with(&GetDone { version, revision, consistency }, value);
+}
+
+/// Decodes a head, or answers that it cannot.
+pub fn head_of<T: serde::de::DeserializeOwned>(frame: &Frame, reply: Reply) -> Option<(T, Reply)> {
+    match codec::decode(&frame.head) {
+        Ok(head) => Some((head, reply)),
+        Err(error) => {
+            let error: CodecError = error;
+            reply.failed(&Failure::malformed(&error));
+            None
+        }
+    }
+}

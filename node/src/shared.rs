@@ -1,0 +1,261 @@
+//! What the parts of a node share: who it is, its cells, and the doors to its owners, log, flusher and peers.
+
+use crate::Tuning;
+use crate::cell::Cell;
+use crate::clock::Clock;
+use crate::flusher::Flusher;
+use crate::identity::Identity;
+use crate::log::Log;
+use crate::log::writer::LogWriter;
+use crate::owner::Mail;
+use crate::peers::Peers;
+use parking_lot::{Mutex, RwLock};
+use shkv_proto::message::NodeStatus;
+use shkv_proto::{ClusterId, Epoch, Map, ShardId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// The disk: how much is free, and what is done when it fails.
+pub struct Disks {
+    /// The data directory.
+    pub data: PathBuf,
+    /// The log.
+    pub log: Arc<Log>,
+    /// Log that is kept for followers that are behind.
+    pub log_retain_bytes: u64,
+    /// Free space under which puts are refused.
+    pub reserve_bytes: u64,
+    /// Ends the node, with the reason.
+    pub fail: Box<dyn Fn(String) + Send + Sync>,
+    full: AtomicBool,
+    free: AtomicU64,
+    stopping: AtomicBool,
+}
+
+impl Disks {
+    /// A disk that is not full as far as is known.
+    pub fn new(data: PathBuf, log: Arc<Log>, tuning: &Tuning, fail: Box<dyn Fn(String) + Send + Sync>) -> Self {
+        let (full, free, stopping) = (AtomicBool::new(false), AtomicU64::new(u64::MAX), AtomicBool::new(false));
+        let (log_retain_bytes, reserve_bytes) = (tuning.log_retain_bytes, tuning.disk_reserve_bytes);
+        Self { data, log, log_retain_bytes, reserve_bytes, fail, full, free, stopping }
+    }
+
+    /// Asks the system how much is free. A file system that does not say counts as empty.
+    pub fn free_bytes(&self) -> u64 {
+        let free = rustix::fs::statvfs(&self.data).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        self.free.store(free, Ordering::Relaxed);
+        free
+    }
+
+    /// Free bytes as of the last look.
+    pub fn last_free_bytes(&self) -> u64 {
+        self.free.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether puts must be refused.
+    pub fn look(&self) {
+        self.set_full(self.free_bytes() < self.reserve_bytes);
+    }
+
+    /// Says whether the disk is full.
+    pub fn set_full(&self, full: bool) {
+        if self.full.swap(full, Ordering::Relaxed) != full {
+            let (data, free, reserve) = (self.data.display(), self.last_free_bytes(), self.reserve_bytes);
+            if full {
+                tracing::error!(
+                    "{data}: {free} bytes free, under the reserve of {reserve}; puts are refused until there is more"
+                );
+            } else {
+                tracing::info!("{data}: {free} bytes free, puts are taken again");
+            }
+        }
+    }
+
+    /// Whether puts are refused.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// What a flush leaves free, so that the log can go on.
+    pub fn emergency_bytes(&self) -> u64 {
+        self.reserve_bytes / 4
+    }
+
+    /// Nobody waits for space any more.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the node is stopping.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+}
+
+/// What the parts of a node share.
+pub struct Shared {
+    /// Who it is.
+    pub identity: Identity,
+    /// Its budgets.
+    pub tuning: Tuning,
+    /// Its clock.
+    pub clock: Clock,
+    /// Its log.
+    pub log: LogWriter,
+    /// Its flusher.
+    pub flusher: Flusher,
+    /// Its disk.
+    pub disks: Arc<Disks>,
+    /// The other nodes.
+    pub peers: Peers,
+    /// Cancelled when the node stops.
+    pub stop: CancellationToken,
+    /// Shards that a snapshot is coming in for.
+    pub incoming: Mutex<BTreeSet<u32>>,
+    owners: Vec<mpsc::Sender<Mail>>,
+    cells: RwLock<BTreeMap<u32, Arc<Cell>>>,
+    map: RwLock<Option<Arc<Map>>>,
+}
+
+impl Shared {
+    /// Puts the parts together.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of its own, and this is called in one place")]
+    pub fn new(
+        identity: Identity,
+        tuning: Tuning,
+        clock: Clock,
+        log: LogWriter,
+        flusher: Flusher,
+        disks: Arc<Disks>,
+        peers: Peers,
+        owners: Vec<mpsc::Sender<Mail>>,
+    ) -> Self {
+        Self {
+            identity,
+            tuning,
+            clock,
+            log,
+            flusher,
+            disks,
+            peers,
+            stop: CancellationToken::new(),
+            incoming: Mutex::default(),
+            owners,
+            cells: RwLock::default(),
+            map: RwLock::default(),
+        }
+    }
+
+    /// Makes a replica visible to sessions.
+    pub fn show(&self, cell: Arc<Cell>) {
+        self.cells.write().insert(cell.shard.0, cell);
+    }
+
+    /// The replica of a shard.
+    pub fn cell(&self, shard: ShardId) -> Option<Arc<Cell>> {
+        self.cells.read().get(&shard.0).cloned()
+    }
+
+    /// The number of the owner that drives a shard.
+    pub fn owner_of(&self, shard: ShardId) -> usize {
+        shard.0 as usize % self.owners.len()
+    }
+
+    /// The share of the budget for rows in memory that one owner has.
+    pub fn table_bytes_per_owner(&self) -> usize {
+        self.tuning.table_bytes / self.owners.len()
+    }
+
+    /// Sends an owner a letter, waiting while its mailbox is full.
+    pub async fn mail(&self, owner: usize, mail: Mail) {
+        if let Some(owner) = self.owners.get(owner) {
+            let _ = owner.send(mail).await; // an owner that has ended needs no mail
+        }
+    }
+
+    /// Sends an owner a letter, or drops it when the mailbox is full.
+    pub fn try_mail(&self, owner: usize, mail: Mail) {
+        if let Some(owner) = self.owners.get(owner) {
+            let _ = owner.try_send(mail); // only for mail that the sender will repeat
+        }
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.identity.cluster()
+    }
+
+    /// The map as last heard.
+    pub fn map(&self) -> Option<Arc<Map>> {
+        self.map.read().clone()
+    }
+
+    /// The age of the map.
+    pub fn epoch(&self) -> Epoch {
+        self.map.read().as_ref().map_or(Epoch::NONE, |map| map.epoch)
+    }
+
+    /// Takes a newer map in.
+    pub fn set_map(&self, map: Map) {
+        let mut ours = self.map.write();
+        if ours.as_ref().is_none_or(|ours| ours.epoch < map.epoch) {
+            *ours = Some(Arc::new(map));
+        }
+    }
+
+    /// Ends the node, with the reason.
+    pub fn fail(&self, reason: &str) {
+        (self.disks.fail)(reason.to_owned());
+    }
+
+    /// What there is to say of the node.
+    pub async fn status(&self) -> NodeStatus {
+        let mut replicas = Vec::new();
+        let mut table_bytes = 0;
+        for owner in 0..self.owners.len() {
+            let (answer, answered) = oneshot::channel();
+            self.mail(owner, Mail::Status(answer)).await;
+            if let Ok((more, bytes)) = answered.await {
+                replicas.extend(more);
+                table_bytes += bytes;
+            }
+        }
+        replicas.sort_by_key(|replica| replica.shard);
+        NodeStatus {
+            id: self.identity.id(),
+            name: self.identity.name().to_owned(),
+            cluster: self.cluster(),
+            process: std::process::id(),
+            cpu_us: cpu_us(),
+            epoch: self.epoch(),
+            table_bytes,
+            log_bytes: self.disks.log.bytes(),
+            disk_free_bytes: self.disks.last_free_bytes(),
+            disk_full: self.disks.is_full() || self.log.no_space(),
+            log_syncs: self.log.syncs(),
+            replicas,
+        }
+    }
+}
+
+/// Processor time of this process so far, in microseconds.
+fn cpu_us() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
+}
+
+/// How a node's end is told: the first reason counts.
+pub fn fail_once(reason: watch::Sender<Option<String>>) -> Box<dyn Fn(String) + Send + Sync> {
+    Box::new(move |text| {
+        tracing::error!("the node stops: {text}");
+        reason.send_if_modified(|reason| {
+            let is_first = reason.is_none();
+            reason.get_or_insert(text);
+            is_first
+        });
+    })
+}

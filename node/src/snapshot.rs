@@ -1,0 +1,176 @@
+//! Snapshots on their way: the rows of a shard as redb holds them, streamed on a connection of their own to a follower
+//! whose log has been given up.
+//!
+//! The rows that come in lie beside the shard's own until all are there; then one transaction puts them in place.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: redb's pages are read on threads that may block")]
+
+use crate::flusher::Job;
+use crate::owner::Mail;
+use crate::shared::Shared;
+use crate::store::{Base, ReplicaMeta};
+use bytes::{Bytes, BytesMut};
+use shkv_proto::codec;
+use shkv_proto::limits::SNAPSHOT_CHUNK_BYTES;
+use shkv_proto::message::{Failure, RaftMessage, RefusalCode, Role, SnapshotBegin, SnapshotChunk, SnapshotEnd};
+use shkv_proto::session::{self, Session, failure_of};
+use shkv_proto::{Frame, Header, Kind, NodeId, ShardId};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+
+/// How long the other side may take for one step of a snapshot.
+const STEP_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Sends a snapshot. Each chunk is answered before the next is read, so that no more than one is in memory.
+///
+/// # Errors
+/// Why it did not get there.
+pub async fn send(
+    shared: &Shared,
+    addr: &str,
+    node: NodeId,
+    message: RaftMessage,
+    meta: ReplicaMeta,
+    base: Base,
+) -> Result<(), String> {
+    let shard = message.shard;
+    let mut session = session::connect(addr, &shared.peers.hello()).await.map_err(|error| error.to_string())?;
+    if session.peer.role != Role::Node(node) {
+        return Err(format!("{:?} answers at {addr}", session.peer.role));
+    }
+    let begin =
+        SnapshotBegin { message, revision: meta.revision, keyspace: meta.keyspace, part: meta.part, homes: meta.homes };
+    step(&mut session, Kind::SnapshotBegin, shard, &begin, Bytes::new()).await?;
+    let everything = (Bound::Unbounded, Bound::Unbounded);
+    let mut range = base.range(everything, false).map_err(|error| error.to_string())?;
+    let mut rows = 0;
+    loop {
+        let read = move || {
+            let mut bytes = BytesMut::with_capacity(SNAPSHOT_CHUNK_BYTES + (64 << 10));
+            let lengths = range.chunk(SNAPSHOT_CHUNK_BYTES, &mut bytes);
+            (range, lengths, bytes)
+        };
+        let (back, lengths, bytes) = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
+        range = back;
+        let lengths = lengths.map_err(|error| error.to_string())?;
+        if lengths.is_empty() {
+            break;
+        }
+        rows += lengths.len() as u64;
+        step(&mut session, Kind::SnapshotChunk, shard, &SnapshotChunk { rows: lengths }, bytes.freeze()).await?;
+    }
+    step(&mut session, Kind::SnapshotEnd, shard, &SnapshotEnd { rows }, Bytes::new()).await
+}
+
+async fn step<T: serde::Serialize>(
+    session: &mut Session<shkv_proto::message::Welcome>,
+    kind: Kind,
+    shard: ShardId,
+    head: &T,
+    tail: Bytes,
+) -> Result<(), String> {
+    let head = codec::encode(head).map_err(|error| error.to_string())?;
+    let frame = Frame::new(Header { shard, ..Header::new(kind) }, head, tail);
+    let mut bytes = BytesMut::with_capacity(frame.wire_bytes());
+    frame.encode(&mut bytes);
+    let exchange = async {
+        session.writer.write_all(&bytes).await.map_err(|error| error.to_string())?;
+        session.reader.next_one().await.map_err(|error| error.to_string())
+    };
+    let answer = tokio::time::timeout(STEP_TIME_MAX, exchange).await.map_err(|_| "it took too long".to_owned())??;
+    match answer.header.kind {
+        Kind::Done => Ok(()),
+        _ => Err(failure_of(&answer).to_string()),
+    }
+}
+
+/// Holds the right to bring a shard's rows in; there is one per shard.
+pub struct IncomingGuard {
+    shared: Arc<Shared>,
+    shard: ShardId,
+}
+
+impl IncomingGuard {
+    /// `None` while somebody else has it.
+    pub fn begin(shared: &Arc<Shared>, shard: ShardId) -> Option<Self> {
+        let is_first = shared.incoming.lock().insert(shard.0);
+        is_first.then(|| Self { shared: shared.clone(), shard })
+    }
+}
+
+impl Drop for IncomingGuard {
+    fn drop(&mut self) {
+        self.shared.incoming.lock().remove(&self.shard.0);
+    }
+}
+
+/// A snapshot that is coming in.
+pub struct Incoming {
+    begin: SnapshotBegin,
+    rows: u64,
+    guard: IncomingGuard,
+}
+
+/// Takes in a frame of a snapshot stream.
+///
+/// # Errors
+/// Why the snapshot cannot be taken; the stream is over then.
+pub async fn take(shared: &Arc<Shared>, incoming: &mut Option<Incoming>, frame: Frame) -> Result<(), Failure> {
+    let malformed = |error: codec::CodecError| Failure::malformed(&error);
+    let out_of_turn = || Failure::refusal(RefusalCode::Malformed, "a frame of a snapshot that was not begun");
+    let busy = |error: crate::store::StoreError| Failure::Busy { retry_after_ms: 500, text: error.to_string() };
+    match frame.header.kind {
+        Kind::SnapshotBegin => {
+            let begin: SnapshotBegin = codec::decode(&frame.head).map_err(malformed)?;
+            let shard = begin.message.shard;
+            let cell = shared.cell(shard).ok_or_else(|| Failure::WrongShard { epoch: shared.epoch() })?;
+            if cell.replica != begin.message.to || begin.message.snapshot.is_none() {
+                return Err(Failure::refusal(
+                    RefusalCode::Conflict,
+                    format!("this node keeps replica {} of shard {shard}", cell.replica),
+                ));
+            }
+            *incoming = None; // gives back the right that an earlier stream on this connection may hold
+            let guard = IncomingGuard::begin(shared, shard).ok_or_else(|| Failure::Busy {
+                retry_after_ms: 500,
+                text: "another snapshot of the shard is coming in".into(),
+            })?;
+            shared.flusher.ask(|answer| Job::StageBegin(shard, answer)).await.map_err(busy)?;
+            *incoming = Some(Incoming { begin, rows: 0, guard });
+            Ok(())
+        }
+        Kind::SnapshotChunk => {
+            let incoming = incoming.as_mut().ok_or_else(out_of_turn)?;
+            let chunk: SnapshotChunk = codec::decode(&frame.head).map_err(malformed)?;
+            let mut tail = frame.tail;
+            let mut rows = Vec::with_capacity(chunk.rows.len());
+            for (key, row) in chunk.rows {
+                let (key, row) = (key as usize, row as usize);
+                if key.saturating_add(row) > tail.len() {
+                    return Err(Failure::refusal(RefusalCode::Malformed, "a chunk's rows are longer than the chunk"));
+                }
+                rows.push((tail.split_to(key), tail.split_to(row)));
+            }
+            incoming.rows += rows.len() as u64;
+            let shard = incoming.begin.message.shard;
+            shared.flusher.ask(|answer| Job::Stage(shard, rows, answer)).await.map_err(busy)
+        }
+        _ => {
+            let Incoming { begin, rows, guard } = incoming.take().ok_or_else(out_of_turn)?;
+            let end: SnapshotEnd = codec::decode(&frame.head).map_err(malformed)?;
+            let SnapshotBegin { message, revision, keyspace, part, homes } = begin;
+            let Some(state) = message.snapshot.clone().filter(|_| end.rows == rows) else {
+                return Err(Failure::refusal(
+                    RefusalCode::Malformed,
+                    format!("{rows} rows came, {} were sent", end.rows),
+                ));
+            };
+            let meta = ReplicaMeta { replica: message.to, keyspace, part, homes, state, revision };
+            let owner = shared.owner_of(message.shard);
+            shared.mail(owner, Mail::Staged(Box::new(message), Box::new(meta), guard)).await;
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! Rows on disk: one redb file per node, one table per shard, and what each replica must know of itself.
+//!
+//! This is the only file that names redb. Every write transaction is durable when it returns, and carries the rows
+//! together with the applied index, the revision and the configuration that belong to them.
+
+use crate::log::Mark;
+use crate::table::{Found, Slot, Table};
+use bytes::{BufMut, Bytes, BytesMut};
+use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, TableDefinition, TableHandle, WriteTransaction};
+use serde::{Deserialize, Serialize};
+use shkv_proto::codec;
+use shkv_proto::map::Part;
+use shkv_proto::merge::Row;
+use shkv_proto::message::SnapshotHead;
+use shkv_proto::{KeyspaceId, NodeId, ReplicaId, ShardId};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
+
+type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
+const REPLICAS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("replicas");
+/// Bytes of a stored row before its value: flags, of which none is defined yet, and the version.
+const ROW_FIXED_BYTES: usize = 9;
+
+/// Why the store cannot do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("store: {0}")]
+pub struct StoreError(String);
+
+impl StoreError {
+    /// The store takes no more work.
+    #[must_use]
+    pub fn stopped() -> Self {
+        Self("the node is stopping".into())
+    }
+
+    fn of(error: impl Into<redb::Error>) -> Self {
+        let error: redb::Error = error.into();
+        Self(match &error {
+            redb::Error::DatabaseAlreadyOpen => "the data directory is in use by another process".into(),
+            other => other.to_string(),
+        })
+    }
+}
+
+/// What a replica knows of itself, with the applied state that it belongs to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReplicaMeta {
+    /// Its id in the shard's Raft group.
+    pub replica: ReplicaId,
+    /// The shard's keyspace.
+    pub keyspace: KeyspaceId,
+    /// The shard's part of it.
+    pub part: Part,
+    /// The nodes that keep the group's replicas.
+    pub homes: Vec<(ReplicaId, NodeId)>,
+    /// The last entry that the rows contain, and the configuration as of it.
+    pub state: SnapshotHead,
+    /// The mutations that the rows contain.
+    pub revision: u64,
+}
+
+impl ReplicaMeta {
+    /// The last entry that the rows contain.
+    #[must_use]
+    pub fn applied(&self) -> Mark {
+        Mark { index: self.state.index, term: self.state.term }
+    }
+}
+
+/// A sealed table with what it makes of its replica.
+pub struct Flush {
+    /// The shard.
+    pub shard: ShardId,
+    /// The replica as of the table's last write.
+    pub meta: ReplicaMeta,
+    /// The rows.
+    pub table: Arc<Table>,
+}
+
+/// The redb file of a node.
+pub struct Store {
+    db: Database,
+}
+
+impl Store {
+    /// Opens the file, or makes it. Returns it with the replicas that are in it.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when another process has it open.
+    pub fn open(path: &Path, cache_bytes: usize) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
+        let db = Builder::new().set_cache_size(cache_bytes).create(path).map_err(StoreError::of)?;
+        let store = Self { db };
+        let mut replicas = BTreeMap::new();
+        let mut leftovers = Vec::new();
+        {
+            let read = store.db.begin_read().map_err(StoreError::of)?;
+            for table in read.list_tables().map_err(StoreError::of)? {
+                if table.name().starts_with(STAGED) {
+                    leftovers.push(table.name().to_owned());
+                }
+            }
+            match read.open_table(REPLICAS) {
+                Ok(table) => {
+                    for item in table.range::<u32>(..).map_err(StoreError::of)? {
+                        let (shard, meta) = item.map_err(StoreError::of)?;
+                        let meta = codec::decode(meta.value())
+                            .map_err(|error| StoreError(format!("replica of shard {}: {error}", shard.value())))?;
+                        replicas.insert(shard.value(), meta);
+                    }
+                }
+                Err(redb::TableError::TableDoesNotExist(_)) => {}
+                Err(error) => return Err(StoreError::of(error)),
+            }
+        }
+        if !leftovers.is_empty() {
+            let drop_all = |txn: &WriteTransaction| {
+                leftovers
+                    .iter()
+                    .try_for_each(|name| txn.delete_table(rows_named(name)).map(drop).map_err(StoreError::of))
+            };
+            store.write(drop_all)?; // the sender of a snapshot that was cut short begins anew
+        }
+        Ok((store, replicas))
+    }
+
+    fn write(&self, work: impl FnOnce(&WriteTransaction) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let mut txn = self.db.begin_write().map_err(StoreError::of)?;
+        // The allocator's state is saved with each commit, so that opening after a crash does not walk the whole file.
+        txn.set_quick_repair(true);
+        work(&txn)?;
+        txn.commit().map_err(StoreError::of)
+    }
+
+    /// Makes a replica without rows.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn create_replica(&self, shard: ShardId, meta: &ReplicaMeta) -> Result<(), StoreError> {
+        self.write(|txn| {
+            txn.open_table(rows_named(&rows_name(shard))).map_err(StoreError::of)?;
+            put_meta(txn, shard, meta)
+        })
+    }
+
+    /// Writes sealed tables, all in one transaction, each sorted.
+    ///
+    /// # Errors
+    /// [`StoreError`]; it is then not known whether it was written, and the store must be opened anew.
+    pub fn flush(&self, flushes: &[Flush]) -> Result<(), StoreError> {
+        self.write(|txn| {
+            for flush in flushes {
+                let mut table = txn.open_table(rows_named(&rows_name(flush.shard))).map_err(StoreError::of)?;
+                for (key, slot) in &flush.table.rows {
+                    match slot {
+                        Slot::Live { version, value } => {
+                            let mut place = table
+                                .insert_reserve(&key[..], ROW_FIXED_BYTES + value.len())
+                                .map_err(StoreError::of)?;
+                            let place: &mut [u8] = place.as_mut();
+                            place[0] = 0;
+                            place[1..ROW_FIXED_BYTES].copy_from_slice(&version.to_le_bytes());
+                            place[ROW_FIXED_BYTES..].copy_from_slice(value);
+                        }
+                        Slot::Dead => drop(table.remove(&key[..]).map_err(StoreError::of)?),
+                    }
+                }
+                put_meta(txn, flush.shard, &flush.meta)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A hold on a shard's rows as they are now.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn base(&self, shard: ShardId) -> Result<Base, StoreError> {
+        let read = self.db.begin_read().map_err(StoreError::of)?;
+        let rows = read.open_table(rows_named(&rows_name(shard))).map_err(StoreError::of)?;
+        Ok(Base { rows: Some(Arc::new(rows)) })
+    }
+
+    /// Begins to take in a snapshot beside the shard's rows.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn stage_begin(&self, shard: ShardId) -> Result<(), StoreError> {
+        self.write(|txn| {
+            txn.delete_table(rows_named(&staged_name(shard))).map_err(StoreError::of)?;
+            txn.open_table(rows_named(&staged_name(shard))).map(drop).map_err(StoreError::of)
+        })
+    }
+
+    /// Adds rows of a snapshot: keys and stored rows in key order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn stage(&self, shard: ShardId, rows: &[(Bytes, Bytes)]) -> Result<(), StoreError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(rows_named(&staged_name(shard))).map_err(StoreError::of)?;
+            for (key, row) in rows {
+                if row.len() < ROW_FIXED_BYTES {
+                    return Err(StoreError("a snapshot's row is shorter than its fixed part".into()));
+                }
+                table.insert(&key[..], &row[..]).map_err(StoreError::of)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Puts the staged rows in the place of the shard's own, in one step with what they make of the replica.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn install(&self, shard: ShardId, meta: &ReplicaMeta) -> Result<(), StoreError> {
+        self.write(|txn| {
+            txn.delete_table(rows_named(&rows_name(shard))).map_err(StoreError::of)?;
+            txn.rename_table(rows_named(&staged_name(shard)), rows_named(&rows_name(shard))).map_err(StoreError::of)?;
+            put_meta(txn, shard, meta)
+        })
+    }
+}
+
+fn put_meta(txn: &WriteTransaction, shard: ShardId, meta: &ReplicaMeta) -> Result<(), StoreError> {
+    let bytes = codec::encode(meta).map_err(|error| StoreError(error.to_string()))?;
+    let mut table = txn.open_table(REPLICAS).map_err(StoreError::of)?;
+    table.insert(shard.0, &bytes[..]).map(drop).map_err(StoreError::of)
+}
+
+const STAGED: &str = "staged/";
+
+fn rows_name(shard: ShardId) -> String {
+    format!("rows/{shard}")
+}
+
+fn staged_name(shard: ShardId) -> String {
+    format!("{STAGED}{shard}")
+}
+
+fn rows_named(name: &str) -> TableDefinition<'_, &'static [u8], &'static [u8]> {
+    TableDefinition::new(name)
+}
+
+/// A hold on a shard's flushed rows. It does not change, and costs disk space for what is overwritten meanwhile.
+#[derive(Clone)]
+pub struct Base {
+    rows: Option<Arc<Rows>>,
+}
+
+impl Base {
+    /// No rows.
+    #[cfg(test)]
+    pub fn empty() -> Self {
+        Self { rows: None }
+    }
+
+    /// The row of `key`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn get(&self, key: &[u8]) -> Result<Found, StoreError> {
+        let Some(rows) = &self.rows else { return Ok(None) };
+        let Some(stored) = rows.get(key).map_err(StoreError::of)? else { return Ok(None) };
+        let (version, value) = split_row(stored.value())?;
+        Ok(Some((version, Bytes::copy_from_slice(value))))
+    }
+
+    /// The rows of a range.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn range(&self, range: (Bound<&[u8]>, Bound<&[u8]>), reverse: bool) -> Result<BaseRange, StoreError> {
+        let rows = match &self.rows {
+            Some(rows) => Some(rows.range::<&[u8]>(range).map_err(StoreError::of)?),
+            None => None,
+        };
+        Ok(BaseRange { rows, reverse })
+    }
+}
+
+/// Flushed rows in order.
+pub struct BaseRange {
+    rows: Option<redb::Range<'static, &'static [u8], &'static [u8]>>,
+    reverse: bool,
+}
+
+impl BaseRange {
+    /// The next row, without its value if `keys_only`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn next(&mut self, keys_only: bool) -> Result<Option<Row>, StoreError> {
+        let Some(rows) = &mut self.rows else { return Ok(None) };
+        let item = if self.reverse { rows.next_back() } else { rows.next() };
+        let Some(item) = item else { return Ok(None) };
+        let (key, stored) = item.map_err(StoreError::of)?;
+        let (version, value) = split_row(stored.value())?;
+        let value = if keys_only { Bytes::new() } else { Bytes::copy_from_slice(value) };
+        Ok(Some(Row { key: Bytes::copy_from_slice(key.value()), version, value }))
+    }
+
+    /// Appends rows as they are stored to `out`, key and row one behind the other, until it holds `bytes_max`. Returns
+    /// their lengths; none at the end of the range.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn chunk(&mut self, bytes_max: usize, out: &mut BytesMut) -> Result<Vec<(u32, u32)>, StoreError> {
+        let mut lengths = Vec::new();
+        let Some(rows) = &mut self.rows else { return Ok(lengths) };
+        while out.len() < bytes_max {
+            let Some(item) = rows.next() else { break };
+            let (key, stored) = item.map_err(StoreError::of)?;
+            out.put_slice(key.value());
+            out.put_slice(stored.value());
+            lengths.push((key.value().len() as u32, stored.value().len() as u32));
+        }
+        Ok(lengths)
+    }
+}
+
+fn split_row(stored: &[u8]) -> Result<(u64, &[u8]), StoreError> {
+    match stored.split_first_chunk::<ROW_FIXED_BYTES>() {
+        Some(([0, version @ ..], value)) => Ok((u64::from_le_bytes(*version), value)),
+        _ => Err(StoreError("a row on the disk has a form that this build does not know".into())),
+    }
+}

@@ -1,0 +1,267 @@
+//! A shard's rows as readers see them: a table in memory that takes applied writes, a sealed one that is on its way to
+//! redb, and redb. Pure but for what [`Base`] reads.
+//!
+//! Invariants of [`View`]: `applied` and `revision` belong to exactly the writes that are in it; a row in `active` hides
+//! one in `sealed`, and that one hides the one in `base`.
+
+use crate::log::Mark;
+use crate::store::{Base, StoreError};
+use bytes::Bytes;
+use shkv_proto::merge::Row;
+use shkv_proto::message::Scan;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// What a key costs in memory beside its bytes: the tree's node and two handles.
+const SLOT_BYTES: usize = 112;
+/// Values from this size on are kept as a part of the log entry that brought them; smaller ones are copied, so that they
+/// do not keep the whole entry in memory.
+const VALUE_SHARE_BYTES_MIN: usize = 64 << 10;
+
+/// A row in memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Slot {
+    /// The row is there.
+    Live {
+        /// Its version.
+        version: u64,
+        /// Its value.
+        value: Bytes,
+    },
+    /// The row was removed.
+    Dead,
+}
+
+/// Rows in memory, in order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Table {
+    /// The rows.
+    pub rows: BTreeMap<Bytes, Slot>,
+    /// What they take in memory, about.
+    pub bytes: usize,
+}
+
+impl Table {
+    /// Writes a row.
+    pub fn put(&mut self, key: &[u8], version: u64, value: &Bytes) {
+        let value = if value.len() < VALUE_SHARE_BYTES_MIN { Bytes::copy_from_slice(value) } else { value.clone() };
+        self.set(key, Slot::Live { version, value });
+    }
+
+    /// Removes a row.
+    pub fn delete(&mut self, key: &[u8]) {
+        self.set(key, Slot::Dead);
+    }
+
+    fn set(&mut self, key: &[u8], slot: Slot) {
+        self.bytes += slot_bytes(&slot);
+        match self.rows.get_mut(key) {
+            Some(before) => {
+                self.bytes -= slot_bytes(before);
+                *before = slot;
+            }
+            None => {
+                self.bytes += SLOT_BYTES + key.len();
+                self.rows.insert(Bytes::copy_from_slice(key), slot);
+            }
+        }
+    }
+}
+
+fn slot_bytes(slot: &Slot) -> usize {
+    match slot {
+        Slot::Live { value, .. } => value.len(),
+        Slot::Dead => 0,
+    }
+}
+
+/// A range of keys.
+pub type KeyRange<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// What a get finds.
+pub type Found = Option<(u64, Bytes)>;
+
+/// A shard's rows at one point of its log.
+pub struct View {
+    /// Takes the writes.
+    pub active: Table,
+    /// Is being flushed.
+    pub sealed: Option<Arc<Table>>,
+    /// Was flushed.
+    pub base: Base,
+    /// The last entry that is in it.
+    pub applied: Mark,
+    /// The mutations that are in it.
+    pub revision: u64,
+}
+
+/// A page of rows.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// Where to go on, if the range is not done.
+    pub next: Option<Vec<u8>>,
+    /// The revision that the page was read at.
+    pub revision: u64,
+}
+
+/// How much a page may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct PageLimits {
+    /// Most rows.
+    pub rows: usize,
+    /// Most bytes; one row more may be added.
+    pub bytes: usize,
+}
+
+impl View {
+    /// The row of `key`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn get(&self, key: &[u8]) -> Result<Found, StoreError> {
+        let sealed = || self.sealed.as_ref().and_then(|table| table.rows.get(key));
+        match self.active.rows.get(key).or_else(sealed) {
+            Some(Slot::Live { version, value }) => Ok(Some((*version, value.clone()))),
+            Some(Slot::Dead) => Ok(None),
+            None => self.base.get(key),
+        }
+    }
+
+    /// Begins a page: takes from memory what it may need and a hold on redb, so that the rest runs without the lock.
+    #[must_use]
+    pub fn begin_page(&self, scan: &Scan, limits: PageLimits) -> PageReader {
+        let mut memory = Vec::new();
+        let mut bytes = 0;
+        let mut cut = false;
+        let empty = Table::default();
+        let sealed = self.sealed.as_deref().unwrap_or(&empty);
+        if let Some(range) = range_of(scan) {
+            let mut newer = directed(self.active.rows.range::<[u8], _>(range), scan.reverse).peekable();
+            let mut older = directed(sealed.rows.range::<[u8], _>(range), scan.reverse).peekable();
+            while let Some((key, slot)) = next_of_two(&mut newer, &mut older, scan.reverse) {
+                // One row more than fits: only what is beyond the page may be missing behind a cut.
+                if memory.len() > limits.rows || bytes > limits.bytes {
+                    cut = true;
+                    break;
+                }
+                bytes += key.len() + slot_bytes(slot);
+                memory.push((key.clone(), slot.clone()));
+            }
+        }
+        PageReader { memory, cut, base: self.base.clone(), revision: self.revision }
+    }
+}
+
+type Directed<'a> = Box<dyn Iterator<Item = (&'a Bytes, &'a Slot)> + 'a>;
+
+fn directed<'a>(range: std::collections::btree_map::Range<'a, Bytes, Slot>, reverse: bool) -> Directed<'a> {
+    if reverse { Box::new(range.rev()) } else { Box::new(range) }
+}
+
+/// The next row of two ordered streams; where both have the key, the newer one's.
+fn next_of_two<'a>(
+    newer: &mut std::iter::Peekable<Directed<'a>>,
+    older: &mut std::iter::Peekable<Directed<'a>>,
+    reverse: bool,
+) -> Option<(&'a Bytes, &'a Slot)> {
+    let order = match (newer.peek(), older.peek()) {
+        (Some((a, _)), Some((b, _))) => a.cmp(b),
+        (Some(_), None) => return newer.next(),
+        (None, _) => return older.next(),
+    };
+    match if reverse { order.reverse() } else { order } {
+        Ordering::Less => newer.next(),
+        Ordering::Greater => older.next(),
+        Ordering::Equal => {
+            older.next();
+            newer.next()
+        }
+    }
+}
+
+/// The range of a scan; `None` if nothing can be in it.
+#[must_use]
+pub fn range_of(scan: &Scan) -> Option<KeyRange<'_>> {
+    let end = match &scan.end {
+        Some(end) if end[..] <= scan.start[..] => return None,
+        Some(end) => Bound::Excluded(&end[..]),
+        None => Bound::Unbounded,
+    };
+    Some((Bound::Included(&scan.start[..]), end))
+}
+
+/// A page under way: it holds what it took from memory and reads the rest from redb.
+pub struct PageReader {
+    memory: Vec<(Bytes, Slot)>,
+    cut: bool,
+    base: Base,
+    revision: u64,
+}
+
+impl PageReader {
+    /// The rows of the page. Values are left out of `keys_only` scans.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn read(self, scan: &Scan, limits: PageLimits) -> Result<Page, StoreError> {
+        let mut page = Page { revision: self.revision, ..Page::default() };
+        let Some(range) = range_of(scan) else { return Ok(page) };
+        let mut bytes = 0;
+        let mut base = self.base.range(range, scan.reverse)?;
+        let mut stored = base.next(scan.keys_only)?;
+        let mut memory = self.memory.into_iter().peekable();
+        let (first, second) =
+            if scan.reverse { (Ordering::Greater, Ordering::Less) } else { (Ordering::Less, Ordering::Greater) };
+        let done = loop {
+            let order = match (memory.peek(), &stored) {
+                (Some((key, _)), Some(row)) => key.cmp(&row.key),
+                (Some(_), None) => first,
+                // Behind the cut there may be newer rows in memory that the page did not take.
+                (None, _) if self.cut => break false,
+                (None, Some(_)) => second,
+                (None, None) => break true,
+            };
+            let row = if order == second {
+                let row = stored.take();
+                stored = base.next(scan.keys_only)?;
+                row
+            } else {
+                if order == Ordering::Equal {
+                    stored = base.next(scan.keys_only)?;
+                }
+                let Some((key, slot)) = memory.next() else { break true };
+                page.next = Some(after_key(&key, scan.reverse));
+                match slot {
+                    Slot::Live { version, value } => {
+                        Some(Row { key, version, value: if scan.keys_only { Bytes::new() } else { value } })
+                    }
+                    Slot::Dead => None,
+                }
+            };
+            let Some(row) = row else { continue };
+            bytes += row.key.len() + row.value.len();
+            page.next = Some(after_key(&row.key, scan.reverse));
+            page.rows.push(row);
+            if page.rows.len() >= limits.rows || bytes >= limits.bytes {
+                break false;
+            }
+        };
+        if done {
+            page.next = None;
+        }
+        Ok(page)
+    }
+}
+
+/// The bound at which a scan goes on after `key`.
+fn after_key(key: &[u8], reverse: bool) -> Vec<u8> {
+    let mut next = key.to_vec();
+    if !reverse {
+        next.push(0);
+    }
+    next
+}
