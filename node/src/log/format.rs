@@ -112,7 +112,7 @@ pub enum Record<'a> {
         /// Commit index.
         commit: u64,
     },
-    /// Entries up to `index` are no longer in the log.
+    /// Entries up to `index` are in earlier segments, or gone with them.
     Base {
         /// The last of them.
         index: u64,

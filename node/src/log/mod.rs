@@ -6,7 +6,8 @@
 //! Invariants:
 //! * a write begins only after the write before it is synced, so a sound record proves every earlier write durable;
 //! * segments are given up oldest first, so whatever record is left, all that came after it is left too;
-//! * each segment opens with the hard state and the base of every shard, so no older segment is needed for those.
+//! * each segment opens with the hard state and the last entry's mark of every shard, so no older segment is needed for
+//!   those.
 
 pub mod format;
 pub mod recover;
@@ -118,6 +119,11 @@ struct ShardLog {
 impl ShardLog {
     fn last_index(&self) -> u64 {
         self.base.index + self.entries.len() as u64
+    }
+
+    fn last(&self) -> Mark {
+        let term = self.entries.back().map_or(self.base.term, |entry| entry.term);
+        Mark { index: self.last_index(), term }
     }
 
     /// Puts an entry in its place; says so when there is a gap before it.
@@ -277,7 +283,7 @@ impl Log {
         let index = self.index.lock();
         let state = |(shard, log): (&u32, &ShardLog)| {
             let Hard { term, vote, commit } = log.hard;
-            let Mark { index, term: base_term } = log.base;
+            let Mark { index, term: base_term } = log.last();
             [
                 (ShardId(*shard), Record::Base { index, term: base_term }),
                 (ShardId(*shard), Record::Hard { term, vote, commit }),

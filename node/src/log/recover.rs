@@ -80,15 +80,6 @@ impl Log {
         let log = Self { disk, node, segment_bytes, index, cursor: Mutex::new(cursor) };
         Ok((log, recovered))
     }
-
-    /// Voids what the log has of a shard up to `mark`, and everything behind it if it does not agree with `mark`: redb is
-    /// ahead of the log after a crash in the middle of taking a snapshot in. In memory only; the next segment says it too.
-    pub fn rebase(&self, shard: u32, mark: Mark) {
-        let mut index = self.index.lock();
-        let log = index.shards.entry(shard).or_default();
-        log.base = mark;
-        log.entries.clear();
-    }
 }
 
 impl ShardLog {
@@ -177,13 +168,11 @@ impl Replay {
                 *last = index.max(*last);
             }
             Record::Hard { term, vote, commit } => shard.hard = Hard { term, vote, commit },
-            Record::Base { index, term } => {
-                if shard.entries.is_empty() && shard.base.index < index {
-                    shard.base = Mark { index, term };
-                } else {
-                    shard.drop_to(index);
-                }
+            // Only the oldest segment that is left has anything to learn from it.
+            Record::Base { index, term } if shard.entries.is_empty() && shard.base.index < index => {
+                shard.base = Mark { index, term };
             }
+            Record::Base { .. } => {}
             Record::Reset { index, term } => {
                 shard.base = Mark { index, term };
                 shard.entries.clear();

@@ -111,7 +111,8 @@ impl Replica {
         let term_there = if at == 0 { Some(base.term) } else { terms.get(at - 1).copied() };
         if term_there != Some(applied.term) {
             // The crash came after a snapshot was installed and before the log was told.
-            log.rebase(shard.0, applied);
+            let reset = ShardWrite { shard: shard.0, reset: Some(applied), ..ShardWrite::default() };
+            log.append(&[reset]).map_err(|error| fail(error.to_string()))?;
             base = applied;
             terms.clear();
         }

@@ -1,0 +1,449 @@
+//! Three nodes in one process, driven over the wire as a balancer and a client would.
+
+#![expect(clippy::disallowed_methods, reason = "a test waits for what it has set in motion")]
+
+use bytes::Bytes;
+use shkv_node::{Node, NodeConfig, Tuning};
+use shkv_proto::codec;
+use shkv_proto::link::{CallError, Link};
+use shkv_proto::map::Part;
+use shkv_proto::merge::{Row, rows_of_page};
+use shkv_proto::message::{
+    Beat, Consistency, CountDone, CreateReplica, Failure, Get, GetDone, Hello, NodeStatus, RefusalCode, Role, Scan,
+    ScanDone, TransferLeader, Write, WriteDone,
+};
+use shkv_proto::{ClusterId, Frame, Header, KeyspaceId, Kind, NodeId, ReplicaId, ShardId};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
+
+const CLUSTER: ClusterId = ClusterId(7);
+const KEYSPACE: KeyspaceId = KeyspaceId(1);
+const SHARD: ShardId = ShardId(1);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Group {
+    folder: tempfile::TempDir,
+    tuning: Tuning,
+    nodes: Vec<Option<(Node, Link)>>,
+    ids: Vec<NodeId>,
+    /// Who answered last.
+    guess: AtomicUsize,
+}
+
+fn small() -> Tuning {
+    Tuning {
+        table_bytes: 256 << 10,
+        cache_bytes: 4 << 20,
+        log_segment_bytes: 64 << 10,
+        log_retain_bytes: 128 << 10,
+        disk_reserve_bytes: 0,
+        threads: 1,
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(5)
+}
+
+impl Group {
+    async fn new(count: usize, tuning: Tuning) -> Self {
+        let mut group = Self {
+            folder: tempfile::tempdir().unwrap(),
+            tuning,
+            nodes: vec![],
+            ids: vec![],
+            guess: AtomicUsize::new(0),
+        };
+        for at in 0..count {
+            group.nodes.push(None);
+            group.start(at).await;
+            let id = group.nodes[at].as_ref().unwrap().0.id();
+            group.ids.push(id);
+        }
+        group.introduce().await;
+        let voters: Vec<_> = group.ids.iter().zip(1..).map(|(node, n)| (ReplicaId(n), *node)).collect();
+        for at in 0..count {
+            let create = CreateReplica {
+                cluster: CLUSTER,
+                shard: SHARD,
+                keyspace: KEYSPACE,
+                part: Part::everything(),
+                replica: voters[at].0,
+                voters: voters.clone(),
+                campaign: at == 0,
+            };
+            for _ in 0..2 {
+                let () = group.ask(at, Kind::CreateReplica, &create, Bytes::new()).await.unwrap().0;
+            }
+        }
+        group
+    }
+
+    async fn start(&mut self, at: usize) {
+        let config = NodeConfig {
+            name: format!("Server{at}"),
+            data: self.folder.path().join(format!("Server{at}")),
+            listen: "127.0.0.1:0".into(),
+            tuning: self.tuning,
+        };
+        let deadline = Instant::now() + PATIENCE;
+        let node = loop {
+            match Node::start(config.clone()).await {
+                Ok(node) => break node,
+                // A node that was dropped lets go of its directory a moment later.
+                Err(error) if Instant::now() < deadline => {
+                    let text = error.to_string();
+                    assert!(text.contains("in use"), "{text}");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let link = Link::open(node.addr().to_string(), Hello::ours(Some(CLUSTER), Role::Balancer), |_| Ok(()));
+        self.nodes[at] = Some((node, link));
+    }
+
+    /// Tells every node where the others are.
+    async fn introduce(&self) -> Vec<NodeStatus> {
+        let addrs =
+            self.nodes.iter().flatten().map(|(node, _)| (node.id(), node.addr().to_string())).collect::<Vec<_>>();
+        let mut statuses = Vec::new();
+        for (at, node) in self.nodes.iter().enumerate() {
+            if node.is_some() {
+                let beat = Beat { addrs: addrs.clone(), map: None };
+                statuses.push(self.ask::<NodeStatus>(at, Kind::Beat, &beat, Bytes::new()).await.unwrap().0);
+            }
+        }
+        statuses
+    }
+
+    async fn restart(&mut self, at: usize) {
+        self.start(at).await;
+        self.introduce().await;
+    }
+
+    async fn ask<T: serde::de::DeserializeOwned>(
+        &self,
+        at: usize,
+        kind: Kind,
+        head: &impl serde::Serialize,
+        tail: Bytes,
+    ) -> Result<(T, Bytes), CallError> {
+        let link = self.nodes[at].as_ref().expect("the node runs").1.clone();
+        let header = Header { shard: SHARD, ..Header::new(kind) };
+        link.ask(Frame::new(header, codec::encode(head).unwrap(), tail), soon()).await
+    }
+
+    /// Finds the leader and lets `work` talk to it until it answers.
+    async fn at_leader<T: serde::de::DeserializeOwned>(
+        &self,
+        kind: Kind,
+        head: &impl serde::Serialize,
+        tail: &[u8],
+    ) -> (T, Bytes) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let at = self.guess.load(Ordering::Relaxed) % self.nodes.len();
+            if self.nodes[at].is_some() {
+                match self.ask(at, kind, head, Bytes::copy_from_slice(tail)).await {
+                    Ok(answer) => return answer,
+                    Err(error) => assert!(Instant::now() < deadline, "nobody answers; last: {error}"),
+                }
+            }
+            self.guess.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn put(&self, key: &str, value: &str) -> u64 {
+        let write = Write { keyspace: KEYSPACE, key: key.as_bytes() };
+        self.at_leader::<WriteDone>(Kind::Put, &write, value.as_bytes()).await.0.revision
+    }
+
+    async fn get(&self, key: &str) -> Option<String> {
+        let get = Get { keyspace: KEYSPACE, key: key.as_bytes(), consistency: Consistency::Linearizable };
+        let (done, value) = self.at_leader::<GetDone>(Kind::Get, &get, b"").await;
+        done.version.map(|_| String::from_utf8(value.to_vec()).unwrap())
+    }
+
+    async fn get_at(&self, at: usize, key: &str, consistency: Consistency) -> Result<(GetDone, Bytes), CallError> {
+        self.ask(at, Kind::Get, &Get { keyspace: KEYSPACE, key: key.as_bytes(), consistency }, Bytes::new()).await
+    }
+
+    async fn leader(&self) -> usize {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            for status in self.introduce().await {
+                if status.replicas.iter().any(|replica| replica.leads) {
+                    return self.ids.iter().position(|id| *id == status.id).unwrap();
+                }
+            }
+            assert!(Instant::now() < deadline, "nobody leads");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until a node's replica satisfies `what`.
+    async fn until(&self, at: usize, what: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let statuses = self.introduce().await;
+            let status = statuses.into_iter().find(|status| status.id == self.ids[at]).expect("the node runs");
+            if what(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it did not come to pass: {status:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn scan(&self, scan: Scan) -> Vec<Row> {
+        let mut rows = Vec::new();
+        let mut scan = scan;
+        loop {
+            let (mut page, tail) = self.at_leader::<ScanDone>(Kind::Scan, &scan, b"").await;
+            let next = page.next.take();
+            rows.extend(rows_of_page(&mut page, tail).unwrap());
+            match next {
+                Some(next) => scan = scan.resumed(next),
+                None => return rows,
+            }
+        }
+    }
+}
+
+fn everything() -> Scan {
+    Scan {
+        keyspace: KEYSPACE,
+        start: vec![],
+        end: None,
+        reverse: false,
+        keys_only: false,
+        rows_max: 7,
+        bytes_max: 0,
+        consistency: Consistency::Linearizable,
+    }
+}
+
+fn refusal(error: CallError) -> RefusalCode {
+    match error {
+        CallError::Failure(Failure::Refusal { code, .. }) => code,
+        other => panic!("not a refusal: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_put_is_read_and_scanned_and_deleted() {
+    let group = Group::new(3, small()).await;
+    for n in 0..50 {
+        assert_eq!(
+            group.put(&format!("key{n:02}"), &format!("value{n}")).await,
+            n + 1,
+            "the revision counts mutations"
+        );
+    }
+    assert_eq!(group.get("key07").await.as_deref(), Some("value7"));
+    assert_eq!(group.get("missing").await, None);
+    let write = Write { keyspace: KEYSPACE, key: b"key07" };
+    let (gone, _) = group.at_leader::<WriteDone>(Kind::Delete, &write, b"").await;
+    assert_eq!((gone.revision, gone.removed), (51, 1));
+    assert_eq!(group.get("key07").await, None);
+
+    let keys =
+        |rows: Vec<Row>| rows.into_iter().map(|row| String::from_utf8(row.key.to_vec()).unwrap()).collect::<Vec<_>>();
+    let expected: Vec<_> = (0..50).filter(|n| *n != 7).map(|n| format!("key{n:02}")).collect();
+    assert_eq!(keys(group.scan(everything()).await), expected);
+    let backwards = keys(group.scan(Scan { reverse: true, ..everything() }).await);
+    assert_eq!(backwards, expected.iter().rev().cloned().collect::<Vec<_>>());
+    let part = Scan { start: b"key1".to_vec(), end: Some(b"key2".to_vec()), keys_only: true, ..everything() };
+    assert!(group.scan(part.clone()).await.iter().all(|row| row.value.is_empty()));
+    assert_eq!(keys(group.scan(part.clone()).await).len(), 10);
+    assert_eq!(group.at_leader::<CountDone>(Kind::Count, &part, b"").await.0, CountDone { rows: 10, next: None });
+    let backwards = Scan { start: b"z".to_vec(), end: Some(b"a".to_vec()), ..everything() };
+    assert!(group.scan(backwards).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_answers_only_reads_that_allow_it() {
+    let group = Group::new(3, small()).await;
+    let revision = group.put("k", "v").await;
+    let leader = group.leader().await;
+    let follower = (leader + 1) % 3;
+    let refused = group.get_at(follower, "k", Consistency::Linearizable).await.unwrap_err();
+    let hint = Some(group.ids[leader]);
+    assert_eq!(refused, CallError::Failure(Failure::NotLeader { hint }));
+    group.until(follower, |status| status.replicas[0].revision >= revision).await;
+    for consistency in [Consistency::Eventual, Consistency::Causal { revision }] {
+        let (done, value) = group.get_at(follower, "k", consistency).await.unwrap();
+        assert_eq!((done.version, done.consistency, &value[..]), (Some(revision), consistency, &b"v"[..]));
+    }
+    let ahead = group.get_at(follower, "k", Consistency::Causal { revision: revision + 1 }).await.unwrap_err();
+    assert_eq!(ahead, CallError::Failure(Failure::Behind { revision }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_leader_has_every_acknowledged_write() {
+    let mut group = Group::new(3, small()).await;
+    for round in 0..3 {
+        for n in 0..20 {
+            group.put(&format!("{round}-{n}"), "x").await;
+        }
+        let leader = group.leader().await;
+        drop(group.nodes[leader].take()); // without a flush or a goodbye
+        group.put(&format!("without-{round}"), "y").await;
+        group.restart(leader).await;
+    }
+    assert_eq!(group.scan(everything()).await.len(), 63);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_nodes_at_once_come_back_with_everything() {
+    let mut group = Group::new(3, small()).await;
+    for n in 0..2_000 {
+        group.put(&format!("key{n:05}"), &format!("{n:0>200}")).await;
+    }
+    let flushed = group.until(0, |status| status.replicas[0].flushed > 0).await;
+    assert!(flushed.replicas[0].log_first > 1, "the log was let go: {flushed:?}");
+    for at in 0..3 {
+        drop(group.nodes[at].take());
+    }
+    for at in 0..3 {
+        group.start(at).await;
+    }
+    group.introduce().await;
+    let rows = group.scan(Scan { rows_max: 0, ..everything() }).await;
+    assert_eq!(rows.len(), 2_000);
+    for (row, n) in rows.iter().zip(0..) {
+        assert_eq!(
+            (row.key.to_vec(), row.value.to_vec()),
+            (format!("key{n:05}").into_bytes(), format!("{n:0>200}").into_bytes())
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_whose_log_was_given_up_gets_a_snapshot() {
+    let mut group = Group::new(3, small()).await;
+    group.put("before", "1").await;
+    let follower = (group.leader().await + 1) % 3;
+    group.nodes[follower].take().unwrap().0.stop().await;
+    let mut last = 0;
+    for n in 0..4_000 {
+        last = group.put(&format!("key{n:05}"), &format!("{n:0>200}")).await;
+    }
+    group.restart(follower).await;
+    let status = group.until(follower, |status| status.replicas[0].revision >= last).await;
+    assert!(status.replicas[0].snapshots_installed >= 1, "{status:?}");
+    let (done, value) = group.get_at(follower, "key00042", Consistency::Causal { revision: last }).await.unwrap();
+    assert_eq!((done.version, value.to_vec()), (Some(44), format!("{:0>200}", 42).into_bytes()));
+    // It can go on from there, and also after a crash.
+    drop(group.nodes[follower].take());
+    group.restart(follower).await;
+    let last = group.put("after", "2").await;
+    group.until(follower, |status| status.replicas[0].revision >= last).await;
+    assert!(group.get_at(follower, "key03999", Consistency::Eventual).await.unwrap().0.version.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_hands_its_leadership_over_first() {
+    let mut group = Group::new(3, small()).await;
+    group.put("k", "v").await;
+    let leader = group.leader().await;
+    let node = group.nodes[leader].take().unwrap().0;
+    let before = Instant::now();
+    node.stop().await;
+    assert!(before.elapsed() < PATIENCE);
+    assert_ne!(group.leader().await, leader);
+    assert_eq!(group.get("k").await.as_deref(), Some("v"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leadership_can_be_given_away() {
+    let group = Group::new(3, small()).await;
+    group.put("k", "v").await;
+    let leader = group.leader().await;
+    let to = (leader + 1) % 3;
+    let transfer = TransferLeader { to: ReplicaId(to as u64 + 1) };
+    let () = group.ask(leader, Kind::TransferLeader, &transfer, Bytes::new()).await.unwrap().0;
+    group.until(to, |status| status.replicas[0].leads).await;
+    assert_eq!(group.get("k").await.as_deref(), Some("v"));
+    let stranger = TransferLeader { to: ReplicaId(99) };
+    let refused = group.ask::<()>(to, Kind::TransferLeader, &stranger, Bytes::new()).await.unwrap_err();
+    assert_eq!(refusal(refused), RefusalCode::Conflict);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_alone_serves() {
+    let mut group = Group::new(1, small()).await;
+    group.put("k", "v").await;
+    drop(group.nodes[0].take());
+    group.restart(0).await;
+    assert_eq!(group.get("k").await.as_deref(), Some("v"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_puts_and_still_reads_and_deletes() {
+    let tuning = Tuning { disk_reserve_bytes: u64::MAX, ..small() };
+    let group = Group::new(1, tuning).await;
+    group.leader().await;
+    let write = Write { keyspace: KEYSPACE, key: b"k" };
+    let refused = group.ask::<WriteDone>(0, Kind::Put, &write, Bytes::from_static(b"v")).await.unwrap_err();
+    assert_eq!(refusal(refused), RefusalCode::DiskFull);
+    assert_eq!(group.get("k").await, None);
+    let (gone, _) = group.at_leader::<WriteDone>(Kind::Delete, &write, b"").await;
+    assert_eq!(gone.removed, 0);
+    assert!(group.introduce().await[0].disk_full);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_may_not_do_is_refused_with_a_reason() {
+    let group = Group::new(1, small()).await;
+    group.put("k", "v").await;
+    let create = CreateReplica {
+        cluster: ClusterId(8),
+        shard: ShardId(2),
+        keyspace: KEYSPACE,
+        part: Part::everything(),
+        replica: ReplicaId(1),
+        voters: vec![(ReplicaId(1), group.ids[0])],
+        campaign: false,
+    };
+    let refused = group.ask::<()>(0, Kind::CreateReplica, &create, Bytes::new()).await.unwrap_err();
+    assert_eq!(refusal(refused), RefusalCode::WrongCluster);
+    let addr = group.nodes[0].as_ref().unwrap().0.addr().to_string();
+    let client = Link::open(addr.clone(), Hello::ours(None, Role::Client), |_| Ok(()));
+    let frame = Frame::new(Header::new(Kind::CreateReplica), codec::encode(&create).unwrap(), vec![]);
+    assert_eq!(refusal(client.ask::<()>(frame, soon()).await.unwrap_err()), RefusalCode::NotAllowed);
+    let other_keyspace = Write { keyspace: KeyspaceId(9), key: b"k" };
+    let refused = group.ask::<WriteDone>(0, Kind::Put, &other_keyspace, Bytes::new()).await.unwrap_err();
+    assert!(matches!(refused, CallError::Failure(Failure::WrongShard { .. })), "{refused}");
+    let stranger = Link::open(addr, Hello::ours(Some(ClusterId(9)), Role::Client), |_| Ok(()));
+    let refused = stranger.connected(soon()).await.unwrap_err().to_string();
+    assert!(refused.contains("cluster"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_data_directory_serves_one_node_of_one_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = |name: &str, data: &std::path::Path, listen: &str| NodeConfig {
+        name: name.into(),
+        data: data.to_owned(),
+        listen: listen.into(),
+        tuning: small(),
+    };
+    let data = folder.path().join("a");
+    let node = Node::start(config("Server0", &data, "127.0.0.1:0")).await.unwrap();
+    let error = Node::start(config("Server0", &data, "127.0.0.1:0")).await.unwrap_err().to_string();
+    assert!(error.contains("in use by another process"), "{error}");
+    let taken = node.addr().to_string();
+    let error = Node::start(config("Server1", &folder.path().join("b"), &taken)).await.unwrap_err().to_string();
+    assert!(error.contains(&taken) && error.contains("--listen"), "{error}");
+    node.stop().await;
+    let error = Node::start(config("Server9", &data, "127.0.0.1:0")).await.unwrap_err().to_string();
+    assert!(error.contains("Server0") && error.contains("Server9"), "{error}");
+    let file = folder.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    let error = Node::start(config("Server0", &file, "127.0.0.1:0")).await.unwrap_err().to_string();
+    assert!(error.contains("file"), "{error}");
+}
