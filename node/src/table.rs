@@ -265,3 +265,122 @@ fn after_key(key: &[u8], reverse: bool) -> Vec<u8> {
     }
     next
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Flush, ReplicaMeta, Store};
+    use proptest::prelude::*;
+    use shkv_proto::map::Part;
+    use shkv_proto::message::{Consistency, SnapshotHead};
+    use shkv_proto::{KeyspaceId, ReplicaId, ShardId};
+
+    const SHARD: ShardId = ShardId(1);
+
+    fn meta(revision: u64) -> ReplicaMeta {
+        let state = SnapshotHead {
+            index: revision,
+            term: 1,
+            voters: vec![],
+            voters_outgoing: vec![],
+            learners: vec![],
+            learners_next: vec![],
+            auto_leave: false,
+        };
+        let (keyspace, part) = (KeyspaceId(1), Part::everything());
+        ReplicaMeta { replica: ReplicaId(1), keyspace, part, homes: vec![], state, revision }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Put(u8),
+        Delete(u8),
+        Seal,
+        Flush,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            6 => (0..40_u8).prop_map(Step::Put),
+            4 => (0..40_u8).prop_map(Step::Delete),
+            1 => Just(Step::Seal),
+            1 => Just(Step::Flush),
+        ];
+        prop::collection::vec(step, 0..120)
+    }
+
+    fn flush(view: &mut View, store: &Store) {
+        if let Some(table) = view.sealed.take() {
+            store.flush(&[Flush { shard: SHARD, meta: meta(view.revision), table }]).unwrap();
+            view.base = store.base(SHARD).unwrap();
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        /// Wherever a row is, in memory, on its way to redb or in it, gets and pages see what a plain map would hold.
+        #[test]
+        fn gets_and_pages_agree_with_a_plain_map(
+            steps in steps(), rows in 1..9_usize, bytes in 1..200_usize, reverse: bool, keys_only: bool, low in 0..40_u8, high in 0..41_u8,
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let (store, _) = Store::open(&folder.path().join("rows.redb"), 1 << 20).unwrap();
+            store.create_replica(SHARD, &meta(0)).unwrap();
+            let base = store.base(SHARD).unwrap();
+            let mut view = View { active: Table::default(), sealed: None, base, applied: Mark::default(), revision: 0 };
+            let mut model = BTreeMap::new();
+            for step in steps {
+                match step {
+                    Step::Put(key) => {
+                        view.revision += 1;
+                        let value = Bytes::from(vec![key; view.revision as usize % 50]);
+                        view.active.put(&[key], view.revision, &value);
+                        model.insert(key, (view.revision, value));
+                    }
+                    Step::Delete(key) => {
+                        view.revision += 1;
+                        view.active.delete(&[key]);
+                        model.remove(&key);
+                    }
+                    Step::Seal if view.sealed.is_none() => view.sealed = Some(Arc::new(std::mem::take(&mut view.active))),
+                    Step::Seal => {}
+                    Step::Flush => flush(&mut view, &store),
+                }
+            }
+            for key in 0..40 {
+                prop_assert_eq!(view.get(&[key]).unwrap(), model.get(&key).cloned());
+            }
+            let mut scan = Scan {
+                keyspace: KeyspaceId(1),
+                start: vec![low],
+                end: (high < 40).then(|| vec![high]),
+                reverse,
+                keys_only,
+                rows_max: 0,
+                bytes_max: 0,
+                consistency: Consistency::Eventual,
+            };
+            let mut found = Vec::new();
+            loop {
+                let limits = PageLimits { rows, bytes };
+                let page = view.begin_page(&scan, limits).read(&scan, limits).unwrap();
+                prop_assert!(page.rows.len() <= rows);
+                found.extend(page.rows.into_iter().map(|row| (row.key[0], (row.version, row.value))));
+                match page.next {
+                    Some(next) => scan = scan.resumed(next),
+                    None => break,
+                }
+            }
+            let end = if high < 40 { high } else { 255 };
+            let mut expected: Vec<_> = model.into_iter().filter(|(key, _)| (low..end).contains(key)).collect();
+            if keys_only {
+                expected.iter_mut().for_each(|(_, (_, value))| *value = Bytes::new());
+            }
+            if reverse {
+                expected.reverse();
+            }
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

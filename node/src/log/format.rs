@@ -5,7 +5,7 @@
 //! offset size
 //!  0      4   payload length
 //!  4      4   crc32 over the segment's id, everything behind this field, and the payload
-//!  8      8   lsn: 1, 2, 3 … over all segments without a gap
+//!  8      8   lsn: 1, 2, 3 … over all records and segment headers without a gap
 //! 16      4   place: how many records of the same write came before this one
 //! 20      4   shard
 //! 24      1   kind
@@ -37,8 +37,10 @@ pub struct SegmentHeader {
     pub node: NodeId,
     /// Segments are numbered in the order of use; a number is never used twice.
     pub segment: u64,
-    /// The lsn of its first record.
-    pub first_lsn: u64,
+    /// Its place in the order of all records: the header takes an lsn as a record does.
+    pub lsn: u64,
+    /// How many records were written together with it.
+    pub opening: u32,
 }
 
 impl SegmentHeader {
@@ -50,7 +52,8 @@ impl SegmentHeader {
         bytes.extend_from_slice(&FORMAT.to_le_bytes());
         bytes.extend_from_slice(&self.node.0.to_le_bytes());
         bytes.extend_from_slice(&self.segment.to_le_bytes());
-        bytes.extend_from_slice(&self.first_lsn.to_le_bytes());
+        bytes.extend_from_slice(&self.lsn.to_le_bytes());
+        bytes.extend_from_slice(&self.opening.to_le_bytes());
         let check = crc32fast::hash(&bytes);
         bytes.extend_from_slice(&check.to_le_bytes());
         bytes.resize(SEGMENT_HEADER_BYTES as usize, 0);
@@ -62,17 +65,22 @@ impl SegmentHeader {
     /// # Errors
     /// What is wrong with it, in words.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        if bytes.len() < 40 || bytes[..8] != SEGMENT_MAGIC {
+        if bytes.len() < 44 || bytes[..8] != SEGMENT_MAGIC {
             return Err("no segment header".into());
         }
-        if u32_at(bytes, 36) != crc32fast::hash(&bytes[..36]) {
+        if u32_at(bytes, 40) != crc32fast::hash(&bytes[..40]) {
             return Err("segment header with a wrong check".into());
         }
         let format = u32_at(bytes, 8);
         if format != FORMAT {
             return Err(format!("segment format {format}, this build knows {FORMAT}"));
         }
-        Ok(Self { node: NodeId(u64_at(bytes, 12)), segment: u64_at(bytes, 20), first_lsn: u64_at(bytes, 28) })
+        Ok(Self {
+            node: NodeId(u64_at(bytes, 12)),
+            segment: u64_at(bytes, 20),
+            lsn: u64_at(bytes, 28),
+            opening: u32_at(bytes, 36),
+        })
     }
 }
 

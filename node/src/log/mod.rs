@@ -260,10 +260,10 @@ impl Log {
         let (name, file) = self.take_spare(needed)?;
         let segment = cursor.segment + 1;
         let capacity = file.bytes().map_err(io_error("size of a segment"))?;
-        let header = SegmentHeader { node: self.node, segment, first_lsn: cursor.lsn };
+        let header = SegmentHeader { node: self.node, segment, lsn: cursor.lsn, opening: opening.len() as u32 };
         let mut bytes = header.encode();
-        for ((shard, record), place) in opening.iter().zip(0..) {
-            let ends_write = place + 1 == opening.len() as u32;
+        for ((shard, record), place) in opening.iter().zip(1..) {
+            let ends_write = place == opening.len() as u32;
             let at = Place { segment, lsn: cursor.lsn + u64::from(place), place, ends_write };
             record.encode(at, *shard, &mut bytes);
         }
@@ -274,7 +274,7 @@ impl Log {
         cursor.segment = segment;
         cursor.offset = bytes.len() as u64;
         cursor.capacity = capacity;
-        cursor.lsn += opening.len() as u64;
+        cursor.lsn += 1 + opening.len() as u64;
         self.index.lock().segments.insert(segment, Segment { file, bytes: capacity, last: BTreeMap::new() });
         Ok(())
     }

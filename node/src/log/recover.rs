@@ -60,7 +60,7 @@ impl Log {
             file.read_at(&mut bytes, 0).map_err(io_error(format!("read of {name}")))?;
             let is_last = at + 1 == ids.len();
             let Some((end, last)) = replay.segment(*id, &bytes, is_last)? else {
-                // The crash came between the segment's rename and its header: nothing was ever acknowledged from it.
+                // The crash came before the segment's opening was durable: nothing was ever acknowledged from it.
                 disk.remove(&name).map_err(io_error(format!("removal of {name}")))?;
                 cursor.segment = id - 1;
                 if let Some(before) = segments.get(&cursor.segment) {
@@ -102,34 +102,33 @@ impl Replay {
     /// Takes a segment in. Returns where it ends and the last entry of each shard in it; `None` for a segment that was
     /// never begun.
     fn segment(&mut self, id: u64, bytes: &[u8], is_last: bool) -> Result<Option<Ending>, LogError> {
+        let records = bytes.get(SEGMENT_HEADER_BYTES as usize..).unwrap_or(&[]);
         let corrupt = |text: String| LogError::Corrupt(format!("segment {id:x}: {text}"));
         let header = match SegmentHeader::decode(bytes) {
             Ok(header) if header.segment == id => header,
             Ok(header) => return Err(corrupt(format!("its header says {:x}", header.segment))),
-            Err(_)
-                if is_last
-                    && later_write(id, bytes.get(SEGMENT_HEADER_BYTES as usize..).unwrap_or(&[]), 0).is_none() =>
-            {
-                return Ok(None);
-            }
+            Err(_) if is_last && later_write(id, records, self.expected.unwrap_or(1)).is_none() => return Ok(None),
             Err(error) => return Err(corrupt(error)),
         };
         if header.node != self.node {
             return Err(corrupt(format!("it belongs to node {}, this is node {}", header.node, self.node)));
         }
-        if self.expected.is_some_and(|expected| expected != header.first_lsn) {
+        if self.expected.is_some_and(|expected| expected != header.lsn) {
             let expected = self.expected.unwrap_or_default();
-            return Err(corrupt(format!("records {expected} to {} before it are missing", header.first_lsn)));
+            return Err(corrupt(format!("records {expected} to {} before it are missing", header.lsn)));
         }
-        let mut lsn = header.first_lsn;
         let mut offset = SEGMENT_HEADER_BYTES as usize;
         let mut last = BTreeMap::new();
+        // The first write is the header with the opening; the lsn of a write is that of its first record.
         let mut write: Vec<(usize, Placed<'_>)> = Vec::new();
         let mut next = offset;
-        let mut next_lsn = lsn;
+        let mut next_lsn = header.lsn + 1;
+        let mut write_lsn = if header.opening == 0 { next_lsn } else { header.lsn };
         loop {
             let placed = bytes.get(next..).and_then(|rest| decode_record(id, rest));
-            let Some(placed) = placed.filter(|placed| placed.lsn == next_lsn && placed.write_lsn == lsn) else { break };
+            let Some(placed) = placed.filter(|placed| placed.lsn == next_lsn && placed.write_lsn == write_lsn) else {
+                break;
+            };
             let ends_write = placed.ends_write;
             let start = next;
             next += placed.bytes;
@@ -140,14 +139,18 @@ impl Replay {
                     self.record(id, start, &placed, &mut last).map_err(corrupt)?;
                 }
                 offset = next;
-                lsn = next_lsn;
+                write_lsn = next_lsn;
             }
         }
-        self.expected = Some(lsn);
-        // A non-last segment is held to its successor's first lsn. Behind the last one nothing of a later write may be.
+        // A segment before the last is held to its successor's lsn. Behind the end of the last one nothing of a later
+        // write may be.
         if is_last && let Some(later) = later_write(id, bytes.get(offset..).unwrap_or(&[]), next_lsn) {
             return Err(corrupt(format!("record {next_lsn} is bad, but record {later} behind it is sound")));
         }
+        if write_lsn == header.lsn {
+            return if is_last { Ok(None) } else { Err(corrupt("its opening is damaged".into())) };
+        }
+        self.expected = Some(write_lsn);
         Ok(Some((offset, last)))
     }
 

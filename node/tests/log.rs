@@ -1,0 +1,328 @@
+//! The write-ahead log on a disk that tears writes, loses what was not synced, rots, fills up and fails to sync.
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use shkv_node::disk::{Disk, DiskFile};
+use shkv_node::log::recover::Recovered;
+use shkv_node::log::{Hard, Log, LogEntry, LogError, Mark, ShardWrite};
+use shkv_proto::{NodeId, ShardId};
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+const NODE: NodeId = NodeId(5);
+const SEGMENT: u64 = 16 << 10;
+const SECTOR: usize = 512;
+
+#[derive(Clone, Default)]
+struct Content {
+    durable: Vec<u8>,
+    /// Writes that were not synced, in their order.
+    pending: Vec<(usize, Vec<u8>)>,
+}
+
+impl Content {
+    fn now(&self) -> Vec<u8> {
+        let mut bytes = self.durable.clone();
+        for (at, piece) in &self.pending {
+            bytes[*at..*at + piece.len()].copy_from_slice(piece);
+        }
+        bytes
+    }
+}
+
+#[derive(Default)]
+struct State {
+    files: BTreeMap<String, Arc<Mutex<Content>>>,
+    free: Option<u64>,
+    fail_sync: bool,
+}
+
+/// A disk in memory.
+#[derive(Clone, Default)]
+struct TestDisk(Arc<Mutex<State>>);
+
+struct TestFile(TestDisk, Arc<Mutex<Content>>);
+
+impl TestDisk {
+    /// What is found after a crash: of each sector that was being written, `survives` says whether it got there.
+    fn after_crash(&self, mut survives: impl FnMut() -> bool) -> Self {
+        let after = Self::default();
+        for (name, file) in &self.0.lock().unwrap().files {
+            let content = file.lock().unwrap();
+            let mut bytes = content.durable.clone();
+            for (at, piece) in &content.pending {
+                let mut from = 0;
+                while from < piece.len() {
+                    let to = ((at + from) / SECTOR * SECTOR + SECTOR - at).min(piece.len());
+                    if survives() {
+                        bytes[at + from..at + to].copy_from_slice(&piece[from..to]);
+                    }
+                    from = to;
+                }
+            }
+            let content = Content { durable: bytes, pending: vec![] };
+            after.0.lock().unwrap().files.insert(name.clone(), Arc::new(Mutex::new(content)));
+        }
+        after
+    }
+
+    fn flip(&self, name: &str, at: usize) {
+        self.0.lock().unwrap().files[name].lock().unwrap().durable[at] ^= 0x10;
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.lock().unwrap().files.keys().filter(|name| name.ends_with(".log")).cloned().collect()
+    }
+}
+
+impl Disk for TestDisk {
+    fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let mut state = self.0.lock().unwrap();
+        if let Some(free) = &mut state.free {
+            *free = free.checked_sub(bytes).ok_or(io::ErrorKind::StorageFull)?;
+        }
+        let content = Arc::new(Mutex::new(Content { durable: vec![0; bytes as usize], pending: vec![] }));
+        state.files.insert(name.into(), content.clone());
+        Ok(Arc::new(TestFile(self.clone(), content)))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let content = self.0.lock().unwrap().files.get(name).cloned().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Arc::new(TestFile(self.clone(), content)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        let file = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        assert!(state.files.insert(to.into(), file).is_none(), "{to} is written over");
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.0.lock().unwrap().files.remove(name).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.0.lock().unwrap().files.keys().cloned().collect())
+    }
+}
+
+impl DiskFile for TestFile {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut content = self.1.lock().unwrap();
+        assert!(offset as usize + bytes.len() <= content.durable.len(), "a write beyond what was made ahead");
+        content.pending.push((offset as usize, bytes.to_vec()));
+        Ok(())
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let now = self.1.lock().unwrap().now();
+        let from = now.get(offset as usize..offset as usize + bytes.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        bytes.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if self.0.0.lock().unwrap().fail_sync {
+            return Err(io::Error::other("the disk is gone"));
+        }
+        let mut content = self.1.lock().unwrap();
+        content.durable = content.now();
+        content.pending.clear();
+        Ok(())
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.1.lock().unwrap().durable.len() as u64)
+    }
+}
+
+fn open(disk: &TestDisk) -> Result<(Log, BTreeMap<u32, Recovered>), LogError> {
+    Log::open(Arc::new(disk.clone()), NODE, SEGMENT)
+}
+
+fn entry(index: u64, term: u64, bytes: usize) -> LogEntry {
+    LogEntry { index, term, kind: 0, data: Bytes::from(vec![index as u8; bytes]) }
+}
+
+fn write(shard: u32, term: u64, entries: Vec<LogEntry>) -> ShardWrite {
+    let commit = entries.first().map_or(0, |entry| entry.index - 1);
+    ShardWrite { shard, reset: None, entries, hard: Some(Hard { term, vote: 1, commit }) }
+}
+
+#[test]
+fn what_was_appended_comes_back_and_can_be_read() {
+    let disk = TestDisk::default();
+    let (log, found) = open(&disk).unwrap();
+    assert!(found.is_empty());
+    log.append(&[write(1, 1, vec![entry(1, 1, 10), entry(2, 1, 20)]), write(2, 3, vec![entry(1, 3, 0)])]).unwrap();
+    log.append(&[write(1, 2, vec![entry(2, 2, 30), entry(3, 2, 5)])]).unwrap();
+    for log in [log, open(&disk).unwrap().0] {
+        let entries = log.read(ShardId(1), 1, 4, u64::MAX).unwrap();
+        assert_eq!(entries, [entry(1, 1, 10), entry(2, 2, 30), entry(3, 2, 5)]);
+        assert_eq!(log.read(ShardId(1), 1, 4, 1).unwrap().len(), 1, "at least one");
+        assert!(matches!(log.read(ShardId(1), 4, 5, 1), Err(LogError::Corrupt(_))));
+    }
+    let found = open(&disk).unwrap().1;
+    assert_eq!(found[&1].terms, [1, 2, 2]);
+    assert_eq!(found[&1].hard, Hard { term: 2, vote: 1, commit: 1 });
+    assert_eq!(found[&2].terms, [3]);
+}
+
+#[test]
+fn segments_are_used_again_and_given_up_oldest_first() {
+    let disk = TestDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    for index in 1..=200 {
+        log.append(&[write(1, 1, vec![entry(index, 1, 500)])]).unwrap();
+        if index == 3 {
+            log.append(&[write(2, 7, vec![entry(1, 7, 10)])]).unwrap();
+        }
+    }
+    let before = disk.names().len();
+    assert!(before >= 6, "{before}");
+    let nothing = log.release(&BTreeMap::from([(1, 200), (2, 0)]), 0).unwrap();
+    assert!(nothing.is_empty(), "the entry of shard 2 in the oldest segment is not flushed: {nothing:?}");
+    let released = log.release(&BTreeMap::from([(1, 150), (2, 1)]), 0).unwrap();
+    assert!(disk.names().len() < before && released[&2] == 1 && (100..=150).contains(&released[&1]), "{released:?}");
+    let (log, found) = open(&disk).unwrap();
+    assert_eq!(found[&1].base, Mark { index: released[&1], term: 1 });
+    assert_eq!(found[&1].base.index + found[&1].terms.len() as u64, 200);
+    assert_eq!((found[&2].base, found[&2].hard.term), (Mark { index: 1, term: 7 }, 7), "it outlives its segment");
+    for index in 201..=400 {
+        log.append(&[write(1, 1, vec![entry(index, 1, 500)])]).unwrap();
+        log.release(&BTreeMap::from([(1, index), (2, 1)]), 2 * SEGMENT).unwrap();
+    }
+    assert!(disk.names().len() <= 3, "{:?}", disk.names());
+    let (log, found) = open(&disk).unwrap();
+    assert_eq!(found[&1].base.index + found[&1].terms.len() as u64, 400);
+    assert_eq!(log.read(ShardId(1), 400, 401, 1).unwrap(), [entry(400, 1, 500)]);
+}
+
+#[test]
+fn an_entry_larger_than_a_segment_has_one_of_its_own_size() {
+    let disk = TestDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    let large = LogEntry { data: Bytes::from(vec![7; 3 * SEGMENT as usize]), ..entry(2, 1, 0) };
+    log.append(&[write(1, 1, vec![entry(1, 1, 10)])]).unwrap();
+    log.append(&[write(1, 1, vec![large.clone()])]).unwrap();
+    log.append(&[write(1, 1, vec![entry(3, 1, 10)])]).unwrap();
+    let (log, found) = open(&disk).unwrap();
+    assert_eq!(found[&1].terms, [1, 1, 1]);
+    assert_eq!(log.read(ShardId(1), 2, 3, 1).unwrap(), [large]);
+}
+
+#[test]
+fn a_reset_voids_what_was_before() {
+    let disk = TestDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    log.append(&[write(1, 1, vec![entry(1, 1, 10), entry(2, 1, 10)])]).unwrap();
+    let reset = ShardWrite { reset: Some(Mark { index: 90, term: 4 }), ..write(1, 5, vec![entry(91, 5, 10)]) };
+    log.append(&[reset]).unwrap();
+    let found = open(&disk).unwrap().1;
+    assert_eq!((found[&1].base, &found[&1].terms[..]), (Mark { index: 90, term: 4 }, &[5][..]));
+}
+
+#[test]
+fn damage_where_it_was_durable_is_refused_and_said() {
+    let disk = TestDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    for index in 1..=100 {
+        log.append(&[write(1, 1, vec![entry(index, 1, 400)])]).unwrap();
+    }
+    drop(log);
+    let names = disk.names();
+    assert!(names.len() > 2);
+    let refused = |damage: &dyn Fn(&TestDisk)| {
+        let copy = disk.after_crash(|| false);
+        damage(&copy);
+        match open(&copy) {
+            Err(LogError::Corrupt(text)) => text,
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("a damaged log was opened"),
+        }
+    };
+    assert!(refused(&|disk| disk.flip(&names[0], 5_000)).contains("missing"));
+    assert!(refused(&|disk| disk.flip(names.last().unwrap(), 4_096 + 60)).contains("behind it is sound"));
+    assert!(refused(&|disk| disk.flip(&names[1], 9)).contains("segment"));
+    assert!(refused(&|disk| disk.remove(&names[1]).unwrap()).contains("missing"));
+    let other = Log::open(Arc::new(disk.after_crash(|| false)), NodeId(6), SEGMENT);
+    assert!(matches!(other, Err(LogError::Corrupt(text)) if text.contains("belongs to node")));
+}
+
+#[test]
+fn a_full_disk_takes_nothing_and_goes_on_when_there_is_room() {
+    let disk = TestDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    disk.0.lock().unwrap().free = Some(2 * SEGMENT);
+    let mut index = 0;
+    let error = loop {
+        match log.append(&[write(1, 1, vec![entry(index + 1, 1, 1_000)])]) {
+            Ok(()) => index += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, LogError::NoSpace(_)), "{error}");
+    assert!(index > 20);
+    assert_eq!(open(&disk.after_crash(|| true)).unwrap().1[&1].terms.len() as u64, index);
+    disk.0.lock().unwrap().free = Some(SEGMENT);
+    log.append(&[write(1, 1, vec![entry(index + 1, 1, 1_000)])]).unwrap();
+    assert_eq!(open(&disk).unwrap().1[&1].terms.len() as u64, index + 1);
+}
+
+#[test]
+fn a_failed_sync_is_final() {
+    let disk = TestDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    log.append(&[write(1, 1, vec![entry(1, 1, 10)])]).unwrap();
+    disk.0.lock().unwrap().fail_sync = true;
+    let error = log.append(&[write(1, 1, vec![entry(2, 1, 10)])]).unwrap_err();
+    assert!(matches!(&error, LogError::Io { what, .. } if what == "fdatasync"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever part of the last write reaches the disk, recovery takes all of it or nothing of it, everything before it,
+    /// and goes on from there; again and again.
+    #[test]
+    fn a_torn_write_is_taken_whole_or_not_at_all(
+        lives in prop::collection::vec((prop::collection::vec((1..4_u64, 0..1_500_usize), 1..12), any::<u64>()), 1..5)
+    ) {
+        let mut disk = TestDisk::default();
+        let mut durable = 0;
+        for (writes, luck) in lives {
+            let (log, found) = open(&disk).unwrap();
+            durable = found.get(&1).map_or(durable, |shard| shard.base.index + shard.terms.len() as u64);
+            let torn = writes.len() - 1;
+            let mut before = disk.clone();
+            let mut last = durable;
+            for (at, (count, bytes)) in writes.into_iter().enumerate() {
+                let entries: Vec<_> = (1..=count).map(|n| entry(last + n, 1, bytes)).collect();
+                if at == torn {
+                    disk.0.lock().unwrap().fail_sync = true; // the write happens, its sync does not
+                    let result = log.append(&[write(1, 1, entries), write(2, 1, vec![])]);
+                    disk.0.lock().unwrap().fail_sync = false;
+                    prop_assert!(result.is_err());
+                } else {
+                    log.append(&[write(1, 1, entries), write(2, 1, vec![])]).unwrap();
+                    durable += count;
+                }
+                last += count;
+            }
+            let mut luck = luck;
+            before = before.after_crash(|| { luck = luck.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1); luck >> 63 == 1 });
+            let (log, found) = open(&before).unwrap();
+            let has = found.get(&1).map_or(0, |shard| shard.base.index + shard.terms.len() as u64);
+            prop_assert!(has == durable || has == last, "{has} entries, {durable} were acknowledged, {last} written");
+            if has > 0 {
+                let entries = log.read(ShardId(1), 1, has + 1, u64::MAX).unwrap();
+                prop_assert!(entries.iter().zip(1..).all(|(entry, index)| entry.index == index && entry.data.iter().all(|byte| *byte == index as u8)));
+            }
+            drop(log);
+            durable = has;
+            disk = before;
+        }
+    }
+}
