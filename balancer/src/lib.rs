@@ -1,10 +1,40 @@
-//! A balancer: routes requests to nodes. It holds no truth: the map lives in the system shard.
+//! A balancer: routes requests to nodes, makes the first layout of a cluster, and says how the cluster fares.
+//!
+//! It holds no truth: the map lives in the system shard, and whatever a balancer knows it can learn again. Any number
+//! of them may run. It never talks to a disk and never decides whether a write has happened.
 
-#![expect(missing_docs, reason = "being written")]
+#![expect(clippy::disallowed_methods, reason = "a shell: tells the time, waits and draws the cluster's id")]
 
+mod beat;
+mod bootstrap;
+mod cluster;
+mod forward;
+mod health;
+mod http;
+mod keeper;
+mod layout;
+mod map_rows;
+mod metrics;
+mod pool;
+mod proxy;
+mod scan;
+mod system;
+
+use crate::cluster::Cluster;
 use shkv_proto::{ClusterId, NodeId};
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+/// How long what is in hand may take to finish when a balancer stops.
+const STOP_TIME_MAX: Duration = Duration::from_secs(5);
+/// How often readiness is looked at when nothing has been heard: leaders go silent without a word.
+const READY_LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What a balancer needs to start.
 #[derive(Clone, Debug)]
@@ -28,31 +58,188 @@ pub struct Bootstrap {
     pub replicas: u32,
 }
 
-/// Why a balancer does not start.
+/// Why a balancer does not start, or is not ready.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct StartError(pub String);
+pub enum StartError {
+    /// Another process has the port.
+    #[error(
+        "cannot listen on {addr}: the address is in use; stop the process that has it (`ss -ltnp` names it) or listen on another"
+    )]
+    AddressInUse {
+        /// As asked for.
+        addr: String,
+    },
+    /// The system does not let it listen.
+    #[error("cannot listen on {addr}: {error}")]
+    Listen {
+        /// As asked for.
+        addr: String,
+        /// The system's words.
+        error: io::Error,
+    },
+    /// No node answers.
+    #[error("no node answers: {missing}; check the addresses, and that the nodes run")]
+    NoNodes {
+        /// Each address and why it does not answer.
+        missing: String,
+    },
+    /// A cluster is to be made, and not all of its nodes answer.
+    #[error("a new cluster needs all of its nodes, and these do not answer: {missing}")]
+    NodesMissing {
+        /// Each address and why it does not answer.
+        missing: String,
+    },
+    /// The nodes are in no cluster, and none is to be made.
+    #[error("the nodes are in no cluster yet, and no bootstrap was asked for")]
+    NoCluster,
+    /// The nodes are in two clusters.
+    #[error(
+        "the nodes are in two clusters: {first_addr} is in {first}, {second_addr} in {second}; name the nodes of one only"
+    )]
+    TwoClusters {
+        /// A node of the first.
+        first_addr: String,
+        /// The first.
+        first: ClusterId,
+        /// A node of the second.
+        second_addr: String,
+        /// The second.
+        second: ClusterId,
+    },
+    /// The layout cannot be made of these nodes.
+    #[error("{0}")]
+    Layout(String),
+    /// A cluster could not be made. Starting once more goes on where it stopped.
+    #[error("the cluster could not be made: {0}")]
+    Bootstrap(String),
+    /// Not every shard could be served in time.
+    #[error("the cluster is not ready after {within:?}: {lacks}")]
+    NotReady {
+        /// How long was waited.
+        within: Duration,
+        /// What is missing.
+        lacks: String,
+    },
+}
 
-/// A running balancer.
+/// A running balancer. Dropping it ends it at once; [`Balancer::stop`] lets it finish what is in hand.
 #[derive(Debug)]
-pub struct Balancer;
+pub struct Balancer {
+    cluster: Arc<Cluster>,
+    addr: SocketAddr,
+    http_addr: Option<SocketAddr>,
+    kill: CancellationToken,
+    _stop: DropGuard,
+}
 
 impl Balancer {
-    pub async fn start(_config: BalancerConfig) -> Result<Self, StartError> {
-        Err(StartError("being written".into()))
+    /// Listens, finds the nodes, and makes their cluster if that is asked for and they are in none. The map of a
+    /// cluster that exists is read in the background, because that takes a leader: see [`Balancer::ready`].
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub async fn start(config: BalancerConfig) -> Result<Self, StartError> {
+        let listener = bind(&config.listen).await?;
+        let http_listener = match &config.http {
+            Some(addr) => Some(bind(addr).await?),
+            None => None,
+        };
+        let local = |listener: &TcpListener, addr: &str| {
+            listener.local_addr().map_err(|error| StartError::Listen { addr: addr.to_owned(), error })
+        };
+        let addr = local(&listener, &config.listen)?;
+        let http_addr = match (&http_listener, &config.http) {
+            (Some(listener), Some(addr)) => Some(local(listener, addr)?),
+            _ => None,
+        };
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let guard = stop.clone().drop_guard();
+
+        let search = bootstrap::find(&config.nodes, &stop, &tasks).await;
+        let (id, plan, is_new) = match search.cluster()? {
+            Some(id) => (id, search.plan(config.bootstrap).ok(), false),
+            None => (ClusterId(rand::random()), Some(search.plan(config.bootstrap)?), true),
+        };
+        let cluster = Arc::new(Cluster::new(id, stop.clone(), tasks));
+        search.introduce(&cluster);
+        let tasks = &cluster.tasks;
+        let rest = cluster.clone();
+        let stopping = stop.clone();
+        tasks.spawn(async move { stopping.run_until_cancelled(search.introduce_the_rest(rest)).await });
+        tasks.spawn(beat::run(cluster.clone()));
+        if is_new && let Some(plan) = &plan {
+            Box::pin(bootstrap::found(&cluster, plan)).await?;
+        }
+        tasks.spawn(keeper::run(cluster.clone(), plan));
+        let kill = CancellationToken::new();
+        tasks.spawn(proxy::listen(cluster.clone(), listener, kill.clone()));
+        if let Some(listener) = http_listener {
+            let (serving, kill) = (http::serve(cluster.clone(), listener), kill.clone());
+            tasks.spawn(async move { kill.run_until_cancelled(serving).await });
+        }
+        tracing::info!(cluster = %id, %addr, ?http_addr, "the balancer runs");
+        Ok(Self { cluster, addr, http_addr, kill, _stop: guard })
     }
+
+    /// Where the native listener is.
+    #[must_use]
     pub fn addr(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], 1))
+        self.addr
     }
+
+    /// Where the HTTP listener is, if there is one.
+    #[must_use]
     pub fn http_addr(&self) -> Option<SocketAddr> {
-        None
+        self.http_addr
     }
-    /// Waits until every shard has a leader.
-    pub async fn ready(&self, _within: Duration) -> Result<ClusterId, StartError> {
-        Err(StartError("being written".into()))
+
+    /// Waits until there is a map and every shard has a leader and a live majority.
+    ///
+    /// # Errors
+    /// [`StartError::NotReady`] after `within`, with what is missing.
+    pub async fn ready(&self, within: Duration) -> Result<ClusterId, StartError> {
+        let until = Instant::now() + within;
+        let mut news = self.cluster.news();
+        loop {
+            let lacks = self.cluster.lacks();
+            if lacks.is_ready() {
+                return Ok(self.cluster.id);
+            }
+            if Instant::now() >= until {
+                let trouble = self.cluster.trouble().map_or_else(String::new, |trouble| format!(" ({trouble})"));
+                return Err(StartError::NotReady { within, lacks: format!("{lacks}{trouble}") });
+            }
+            // Whether news came or the time is up, the next round looks again.
+            let _ = tokio::time::timeout_at(until.min(Instant::now() + READY_LOOK_EVERY), news.changed()).await;
+        }
     }
+
     /// A node was started again and now listens there.
-    pub fn node_moved(&self, _node: NodeId, _addr: String) {}
-    /// Finishes what is in hand and ends.
-    pub async fn stop(self) {}
+    pub fn node_moved(&self, node: NodeId, addr: String) {
+        self.cluster.moved(node, addr);
+    }
+
+    /// Accepts nothing more, finishes what is in hand for at most 5 seconds, and ends.
+    pub async fn stop(self) {
+        self.cluster.stop.cancel();
+        self.cluster.tasks.close();
+        if tokio::time::timeout(STOP_TIME_MAX, self.cluster.tasks.wait()).await.is_err() {
+            tracing::warn!("some requests were not finished in time");
+        }
+        self.kill.cancel();
+        self.cluster.pool.clear();
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        self.kill.cancel();
+    }
+}
+
+async fn bind(addr: &str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(addr).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => StartError::AddressInUse { addr: addr.to_owned() },
+        _ => StartError::Listen { addr: addr.to_owned(), error },
+    })
 }

@@ -14,7 +14,13 @@ use crate::table::{Table, View};
 use shkv_proto::Frame;
 use shkv_proto::message::{Beat, CreateReplica, Failure, RefusalCode, SnapshotHead, TransferLeader};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// How long a replica that is to stand for election waits for links to its voters: a request for a vote that is dropped
+/// costs an election timeout.
+const REACH_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Takes in where the others are, and the map, and answers with the node's status.
 pub fn beat(shared: Arc<Shared>, frame: &Frame, reply: Reply) {
@@ -76,6 +82,9 @@ async fn make(shared: &Arc<Shared>, create: CreateReplica) -> Result<(), Failure
         .ask(|answer| Job::Create(create.shard, kept, answer))
         .await
         .map_err(|error| Failure::Busy { retry_after_ms: 500, text: error.to_string() })?;
+    if create.campaign {
+        shared.peers.reach(create.voters.iter().map(|(_, node)| *node), Instant::now() + REACH_TIME_MAX).await;
+    }
     let shard = open_shard(shared, create.shard, meta, base, Recovered::default())
         .map_err(|error| Failure::refusal(RefusalCode::Conflict, error))?;
     shared.mail(shared.owner_of(create.shard), Mail::Adopt(Box::new(shard), create.campaign)).await;

@@ -8,6 +8,7 @@ use shkv_proto::link::Link;
 use shkv_proto::message::{Hello, RaftMessage, Role};
 use shkv_proto::{ClusterId, Frame, Header, Kind, NodeId};
 use std::collections::BTreeMap;
+use tokio::time::Instant;
 
 /// Bytes that may wait for one peer; more are dropped, and Raft sends them again.
 const BACKLOG_BYTES_MAX: usize = 32 << 20;
@@ -78,6 +79,14 @@ impl Peers {
             heads.push(message.head);
         }
         told & tell(&link, &heads, tail.freeze())
+    }
+
+    /// Connects to nodes ahead of need, and waits for it: what is told before a link is up is dropped.
+    pub async fn reach(&self, nodes: impl Iterator<Item = NodeId>, deadline: Instant) {
+        let links: Vec<Link> = nodes.filter(|node| *node != self.me).filter_map(|node| self.link(node)).collect();
+        for link in links {
+            let _ = link.connected(deadline).await; // who cannot be reached is told again later
+        }
     }
 
     fn link(&self, node: NodeId) -> Option<Link> {

@@ -1,6 +1,10 @@
 //! Three nodes in one process, driven over the wire as a balancer and a client would.
 
-#![expect(clippy::disallowed_methods, reason = "a test waits for what it has set in motion")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test waits for what it has set in motion, and fails where it cannot go on"
+)]
 
 use bytes::Bytes;
 use shkv_node::{Node, NodeConfig, Tuning};

@@ -1,5 +1,7 @@
 //! The write-ahead log on a disk that tears writes, loses what was not synced, rots, fills up and fails to sync.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use shkv_node::disk::{Disk, DiskFile};

@@ -28,8 +28,10 @@ pub const PAGE_ROWS_MAX: usize = 10_000;
 pub const COUNT_ROWS_MAX: usize = 200_000;
 /// Longest name of a node or a keyspace.
 pub const NAME_BYTES_MAX: usize = 128;
-/// Most nodes, keyspaces and shards in a map.
+/// Most nodes in a map.
 pub const MAP_NODES_MAX: usize = 1_000;
+/// Most keyspaces in a map.
+pub const MAP_KEYSPACES_MAX: usize = 1_000;
 /// Most shards in a map.
 pub const MAP_SHARDS_MAX: usize = 10_000;
 /// Requests in flight on one connection. A sender that goes beyond is not read from until answers have gone out.

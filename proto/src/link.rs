@@ -4,10 +4,7 @@
 //! when it is over: exactly one of an answer, [`LinkError::NotSent`], [`LinkError::Lost`] or [`LinkError::Expired`].
 //! A link never repeats a request: whether that is safe is not its to know.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "a shell: connects, waits, tells the time and draws jitter"
-)]
+#![expect(clippy::disallowed_methods, reason = "a shell: connects, waits, tells the time and draws jitter")]
 
 use crate::codec::{self, CodecError};
 use crate::frame::{Frame, Kind};
@@ -22,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 
 /// First pause after a lost connection; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -259,7 +257,7 @@ impl Shared {
             return done(Err(LinkError::NotSent(error)));
         }
         let left = deadline.saturating_duration_since(Instant::now()).as_millis();
-        frame.header.deadline_ms = (left as u32).clamp(1, DEADLINE_MS_MAX);
+        frame.header.deadline_ms = left.clamp(1, u128::from(DEADLINE_MS_MAX)) as u32;
         frame.header.request = state.waiters.add(deadline, done);
         let first = state.waiters.count == 1;
         if let Phase::Up { outbox, .. } = &state.phase {
@@ -323,7 +321,8 @@ impl Shared {
         let outbox = Arc::new(Outbox::default());
         let mut writing = {
             let outbox = outbox.clone();
-            tokio::spawn(async move { outbox.write_to(&mut writer).await })
+            // Ended with the connection: a peer that does not read must not keep the writer and its bytes for ever.
+            AbortOnDropHandle::new(tokio::spawn(async move { outbox.write_to(&mut writer).await }))
         };
         self.enter(Phase::Up { outbox: outbox.clone(), welcome: Arc::new(peer) });
         let mut frames = Vec::new();

@@ -4,6 +4,7 @@
 
 use crate::hashing::key_hash;
 use crate::ids::{ClusterId, Epoch, KeyspaceId, NodeId, ReplicaId, ShardId};
+use crate::limits::{MAP_KEYSPACES_MAX, MAP_NODES_MAX, MAP_SHARDS_MAX};
 use serde::{Deserialize, Serialize};
 
 /// The keyspace that the command line and `Client` use unless another is named.
@@ -143,8 +144,11 @@ impl Map {
     /// # Errors
     /// The broken invariant, in words.
     pub fn check(&self) -> Result<(), String> {
-        if self.nodes.len() > crate::limits::MAP_NODES_MAX || self.shards.len() > crate::limits::MAP_SHARDS_MAX {
-            return Err(format!("a map of {} nodes and {} shards", self.nodes.len(), self.shards.len()));
+        let (nodes, keyspaces, shards) = (self.nodes.len(), self.keyspaces.len(), self.shards.len());
+        if nodes > MAP_NODES_MAX || keyspaces > MAP_KEYSPACES_MAX || shards > MAP_SHARDS_MAX {
+            return Err(format!(
+                "a map of {nodes} nodes, {keyspaces} keyspaces and {shards} shards is over the limits"
+            ));
         }
         if !self.nodes.is_sorted_by(|a, b| a.id < b.id)
             || !self.keyspaces.is_sorted_by(|a, b| a.id < b.id)

@@ -2,6 +2,8 @@
 //!
 //! It keeps no state of requests; [`crate::link`] does that for the asking side, node and balancer for the answering.
 
+#![expect(clippy::disallowed_methods, reason = "a shell: tells how long a frame has been half read")]
+
 use crate::codec;
 use crate::frame::{Frame, FrameError, Header, Kind, VERSION, VERSION_MIN, peek_length};
 use crate::ids::ClusterId;
@@ -13,6 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::Instant;
 
 /// How long the other side may take for the handshake.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
@@ -49,12 +52,29 @@ pub struct FrameReader<R> {
     stream: R,
     buffer: BytesMut,
     bytes_max: usize,
+    half_time_max: Duration,
+    /// When the frame that is half read must be whole. Kept here, so that neither a sender of single bytes nor a caller
+    /// that cancels and calls again can put it off.
+    half_until: Option<Instant>,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// A reader that takes no frame above the handshake's limit until [`FrameReader::handshake_done`].
     pub fn new(stream: R) -> Self {
-        Self { stream, buffer: BytesMut::new(), bytes_max: HANDSHAKE_BYTES_MAX }
+        Self {
+            stream,
+            buffer: BytesMut::new(),
+            bytes_max: HANDSHAKE_BYTES_MAX,
+            half_time_max: HALF_FRAME_TIME_MAX,
+            half_until: None,
+        }
+    }
+
+    /// Allows a frame to stay half read for another time than [`HALF_FRAME_TIME_MAX`].
+    #[must_use]
+    pub fn with_half_frame_time(mut self, time_max: Duration) -> Self {
+        self.half_time_max = time_max;
+        self
     }
 
     /// From now on frames may be as large as the protocol allows.
@@ -71,6 +91,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         loop {
             while let Some(frame) = Frame::decode(&mut self.buffer, self.bytes_max)? {
                 frames.push(frame);
+                self.half_until = None;
             }
             if !frames.is_empty() {
                 return Ok(true);
@@ -81,9 +102,10 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             let read = if self.buffer.is_empty() {
                 self.stream.read_buf(&mut self.buffer).await?
             } else {
-                tokio::time::timeout(HALF_FRAME_TIME_MAX, self.stream.read_buf(&mut self.buffer))
+                let until = *self.half_until.get_or_insert_with(|| Instant::now() + self.half_time_max);
+                tokio::time::timeout_at(until, self.stream.read_buf(&mut self.buffer))
                     .await
-                    .map_err(|_| SessionError::Slow("half a frame", HALF_FRAME_TIME_MAX))??
+                    .map_err(|_| SessionError::Slow("half a frame", self.half_time_max))??
             };
             if read == 0 {
                 return match self.buffer.len() {
@@ -135,13 +157,7 @@ impl Hello {
     pub fn version_in_common(&self) -> Result<u8, Failure> {
         let version = self.version_max.min(VERSION);
         if version < self.version_min.max(VERSION_MIN) {
-            return Err(Failure::refusal(
-                RefusalCode::Version,
-                format!(
-                    "no protocol version in common: you speak {} to {}, this side {VERSION_MIN} to {VERSION}; use a build of the same release or the one next to it",
-                    self.version_min, self.version_max
-                ),
-            ));
+            return Err(no_version_in_common(self.version_min, self.version_max));
         }
         Ok(version)
     }
@@ -172,7 +188,15 @@ pub async fn accept(
     stream.set_nodelay(true)?;
     let (read, mut writer) = stream.into_split();
     let mut reader = FrameReader::new(read);
-    let first = within_handshake(reader.next_one()).await?;
+    let first = match within_handshake(reader.next_one()).await {
+        Err(SessionError::Frame(FrameError::Version(theirs))) => {
+            let failure = no_version_in_common(theirs, theirs);
+            let answer = Frame::new(opening(Kind::Failed), encoded_head(&failure)?, Bytes::new());
+            within_handshake(async { Ok(writer.write_all(&encoded(&answer)).await?) }).await?;
+            return Err(SessionError::Refused(failure));
+        }
+        first => first?,
+    };
     if first.header.kind != Kind::Hello {
         return Err(SessionError::Protocol(format!("the first frame is {:?}, not Hello", first.header.kind)));
     }
@@ -181,15 +205,32 @@ pub async fn accept(
         .and_then(|(hello, _)| if hello.magic == MAGIC { Ok(hello) } else { Err(bad_magic()) })
         .and_then(|hello| Ok((welcome(&hello)?, hello)));
     let (kind, head) = match &answer {
-        Ok((welcome, _)) => (Kind::Welcome, codec::encode(welcome)),
-        Err(failure) => (Kind::Failed, codec::encode(failure)),
+        Ok((welcome, _)) => (Kind::Welcome, encoded_head(welcome)?),
+        Err(failure) => (Kind::Failed, encoded_head(failure)?),
     };
-    let head = head.map_err(|error| SessionError::Protocol(error.to_string()))?;
     let frame = Frame::new(first.header.answer(kind), head, Bytes::new());
     within_handshake(async { Ok(writer.write_all(&encoded(&frame)).await?) }).await?;
     let (_, peer) = answer.map_err(SessionError::Refused)?;
     reader.handshake_done();
     Ok(Session { reader, writer, peer })
+}
+
+/// The header of a handshake's frame: in the oldest version spoken, so that a build one version older can read it.
+fn opening(kind: Kind) -> Header {
+    Header { version: VERSION_MIN, ..Header::new(kind) }
+}
+
+fn encoded_head(head: &impl serde::Serialize) -> Result<Vec<u8>, SessionError> {
+    codec::encode(head).map_err(|error| SessionError::Protocol(error.to_string()))
+}
+
+fn no_version_in_common(theirs_min: u8, theirs_max: u8) -> Failure {
+    Failure::refusal(
+        RefusalCode::Version,
+        format!(
+            "no protocol version in common: you speak {theirs_min} to {theirs_max}, this side {VERSION_MIN} to {VERSION}; use a build of the same release or the one next to it"
+        ),
+    )
 }
 
 fn bad_magic() -> Failure {
@@ -205,8 +246,7 @@ pub async fn connect(addr: &str, hello: &Hello) -> Result<Session<Welcome>, Sess
     stream.set_nodelay(true)?;
     let (read, mut writer) = stream.into_split();
     let mut reader = FrameReader::new(read);
-    let head = codec::encode(hello).map_err(|error| SessionError::Protocol(error.to_string()))?;
-    let frame = Frame::new(Header::new(Kind::Hello), head, Bytes::new());
+    let frame = Frame::new(opening(Kind::Hello), encoded_head(hello)?, Bytes::new());
     within_handshake(async { Ok(writer.write_all(&encoded(&frame)).await?) }).await?;
     let answer = within_handshake(reader.next_one()).await?;
     match answer.header.kind {

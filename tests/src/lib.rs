@@ -1,1 +1,209 @@
-//! To be written.
+//! What the tests that run real processes share: a cluster started by the binary, its processes, and ways to end them.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    reason = "tests start processes, wait, and fail where they cannot go on"
+)]
+
+use serde_json::Value;
+use shkv_client::{Client, Error, NodeStatus};
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a test waits for what must come: a machine that is busy with other tests is slow.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster that the binary runs.
+pub struct Cluster {
+    binary: PathBuf,
+    data: PathBuf,
+    flags: Vec<String>,
+    up: Option<Child>,
+    output: Option<BufReader<ChildStdout>>,
+    ready: Value,
+}
+
+impl Cluster {
+    /// Runs `shkv up` on a data directory, and waits until it is ready.
+    #[must_use]
+    pub fn start(binary: &Path, data: &Path, flags: &[&str]) -> Self {
+        let flags = flags.iter().map(ToString::to_string).collect();
+        let (binary, data) = (binary.to_owned(), data.to_owned());
+        let mut cluster = Self { binary, data, flags, up: None, output: None, ready: Value::Null };
+        cluster.start_again();
+        cluster
+    }
+
+    /// Runs it again, after it has ended, on the same data.
+    pub fn start_again(&mut self) {
+        assert!(self.up.is_none(), "it still runs");
+        let mut command = Command::new(&self.binary);
+        command.args(["up", "--output", "json", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]);
+        command.arg(&self.data).args(&self.flags).stdout(Stdio::piped()).stdin(Stdio::null());
+        let mut up = command.spawn().expect("the binary runs");
+        let mut output = BufReader::new(up.stdout.take().expect("a pipe was asked for"));
+        let mut line = String::new();
+        output.read_line(&mut line).expect("its output is text");
+        if line.is_empty() {
+            let status = up.wait().expect("it can be waited for");
+            panic!("up ended before it was ready: {status}");
+        }
+        self.ready = serde_json::from_str(&line).expect("its first line is one object");
+        self.up = Some(up);
+        self.output = Some(output);
+    }
+
+    /// What `up` said when it was ready.
+    #[must_use]
+    pub fn ready(&self) -> &Value {
+        &self.ready
+    }
+
+    /// The address of its balancer.
+    #[must_use]
+    pub fn addr(&self) -> String {
+        self.ready["addr"].as_str().expect("an address").to_owned()
+    }
+
+    /// The address of its HTTP listener.
+    #[must_use]
+    pub fn http(&self) -> String {
+        self.ready["http"].as_str().expect("an address").to_owned()
+    }
+
+    /// A client of it.
+    pub async fn client(&self) -> Client {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Client::connect([self.addr()]).await {
+                Ok(client) => return client,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// A command of the binary against it.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.env("SHKV_ADDR", self.addr()).args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// The process of `up`.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        self.up.as_ref().expect("it runs").id()
+    }
+
+    /// Ends it by SIGTERM and waits.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let mut up = self.up.take().expect("it runs");
+        signal(up.id(), "TERM");
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = up.try_wait().expect("it can be waited for") {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "up does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let mut rest = String::new();
+        self.output.take().map(|mut output| output.read_to_string(&mut rest));
+        status
+    }
+
+    /// Kills `up` and these processes, all at once, and waits until they are gone.
+    pub fn kill_all(&mut self, processes: &[u32]) {
+        let mut up = self.up.take().expect("it runs");
+        let mut all = vec![up.id()];
+        all.extend(processes);
+        let numbers: Vec<String> = all.iter().map(ToString::to_string).collect();
+        Command::new("kill").arg("-KILL").args(&numbers).status().expect("kill runs");
+        up.wait().expect("it can be waited for");
+        let deadline = Instant::now() + PATIENCE;
+        while all.iter().any(|process| is_alive(*process)) {
+            assert!(Instant::now() < deadline, "a killed process lives on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(mut up) = self.up.take() {
+            signal(up.id(), "TERM");
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while matches!(up.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = up.kill(); // its nodes end with it
+            let _ = up.wait();
+        }
+    }
+}
+
+/// Sends a signal to a process.
+pub fn signal(process: u32, name: &str) {
+    Command::new("kill").arg(format!("-{name}")).arg(process.to_string()).status().expect("kill runs");
+}
+
+/// Whether a process runs.
+#[must_use]
+pub fn is_alive(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with('Z'))
+}
+
+/// Bytes of memory that a process has in use.
+#[must_use]
+pub fn resident_bytes(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the process runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it says how much");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("in KiB") << 10
+}
+
+/// The nodes' own words, once all of them answer.
+pub async fn nodes(client: &Client) -> Vec<NodeStatus> {
+    until(client, |_| true).await
+}
+
+/// Waits until all nodes answer and satisfy `what`.
+pub async fn until(client: &Client, what: impl Fn(&[NodeStatus]) -> bool) -> Vec<NodeStatus> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = client.status().await;
+        if let Ok(status) = &status {
+            let nodes: Vec<NodeStatus> = status.nodes.iter().filter_map(|(_, node)| node.clone().ok()).collect();
+            if nodes.len() == status.nodes.len() && what(&nodes) {
+                return nodes;
+            }
+        }
+        assert!(Instant::now() < deadline, "it did not come to pass: {status:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Whether every replica of a shard has applied the same.
+#[must_use]
+pub fn are_level(nodes: &[NodeStatus]) -> bool {
+    let mut applied = std::collections::BTreeMap::new();
+    nodes
+        .iter()
+        .flat_map(|node| &node.replicas)
+        .all(|replica| replica.applied == *applied.entry(replica.shard).or_insert(replica.applied))
+}
+
+/// What became of a write.
+#[must_use]
+pub fn outcome<T>(result: &Result<T, Error>) -> &'static str {
+    match result {
+        Ok(_) => "done",
+        Err(Error::Unknown { .. }) => "unknown",
+        Err(_) => "not done",
+    }
+}

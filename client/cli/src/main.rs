@@ -1,2 +1,63 @@
-//! x
-fn main() {}
+//! The binary `shkv`: every role of a cluster, and the client's commands. Here it only starts and ends; each group of
+//! commands has a file of its own.
+
+mod args;
+mod children;
+mod load;
+mod loading;
+mod members;
+mod outcome;
+mod output;
+mod point;
+mod progress;
+mod range;
+mod record;
+mod roles;
+mod sizes;
+mod status;
+mod up;
+
+use args::{Cli, Command};
+use clap::CommandFactory;
+use outcome::{Ending, Trouble};
+use std::process::ExitCode;
+use std::time::Duration;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How long tasks that still run may take to end when the command is over.
+const RUNTIME_END_MAX: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let cli = match Cli::from_command_line() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    output::log_to_stderr(cli.command.serves());
+    let format = cli.global.output;
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return outcome::end(Err(Trouble::Failed(format!("no threads to run on: {error}"))), format),
+    };
+    let ending = runtime.block_on(Box::pin(run(cli)));
+    runtime.shutdown_timeout(RUNTIME_END_MAX);
+    outcome::end(ending, format)
+}
+
+async fn run(cli: Cli) -> Result<Ending, Trouble> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Up(args) => up::run(global, args).await,
+        Command::Node(args) => roles::node(global, args).await,
+        Command::Balancer(args) => roles::balancer(global, args).await,
+        Command::Put(args) => point::put(global, args).await,
+        Command::Get(args) => point::get(global, args).await,
+        Command::Del(args) => point::del(global, args).await,
+        Command::Range(args) => range::range(global, args).await,
+        Command::Count(args) => range::count(global, args).await,
+        Command::Load(args) => load::run(global, args).await,
+        Command::Status => status::run(global).await,
+        Command::Completion(args) => output::completion(args.shell, Cli::command()),
+    }
+}

@@ -153,6 +153,10 @@ impl Owner {
             if let Some(shard) = self.shards.get_mut(&number) {
                 shard.replica.tick();
                 shard.expire(now);
+                shard.eager &= shard.replica.leader().is_none();
+                if shard.eager {
+                    shard.replica.campaign();
+                }
             }
             self.touch(number);
         }
@@ -241,11 +245,9 @@ impl Owner {
         }
     }
 
-    fn adopt(&mut self, mut shard: Shard, campaign: bool) {
+    fn adopt(&mut self, mut shard: Shard, eager: bool) {
         let number = shard.cell.shard.0;
-        if campaign {
-            shard.replica.campaign();
-        }
+        shard.eager = eager;
         shard.dirty = false;
         self.shared.show(shard.cell.clone());
         self.shards.insert(number, shard);

@@ -98,6 +98,9 @@ pub struct Shard {
     pub snapshots_installed: u64,
     /// Reads that wait.
     pub reads: Reads,
+    /// Whether it stands for election until somebody leads: the other replicas of a new group may not be there yet. Asking
+    /// for votes in advance (pre-vote) makes that harmless.
+    pub eager: bool,
     /// Whether it is in the owner's list of shards to look at.
     pub dirty: bool,
     queue: VecDeque<WriteJob>,
@@ -125,6 +128,7 @@ impl Shard {
             installing: false,
             snapshots_installed: 0,
             reads: Reads::default(),
+            eager: false,
             dirty: true,
             queue: VecDeque::new(),
             queued_bytes: 0,

@@ -1,2 +1,202 @@
-//! x
-fn main() {}
+//! The binary `shkv-bench`: a closed loop of puts, gets or both against a running cluster, and what it cost.
+//!
+//! Each of `--conns` clients has its own sockets and `--depth` requests in flight; a request is sent when the one before
+//! it has been answered, so the speed told is the one that the cluster keeps up. It starts no server and leaves its keys.
+
+#[path = "../bench/mod.rs"]
+mod bench;
+
+use anyhow::{Context, bail};
+use bench::measure::Outcome;
+use bench::{redis, store};
+use clap::{Parser, ValueEnum};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use std::time::Duration;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures the speed of a shkv cluster in a closed loop.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "shkv-bench", version)]
+struct Args {
+    /// What to do
+    mode: Mode,
+    /// Addresses of balancers or nodes, separated by commas
+    #[arg(long, env = "SHKV_ADDR", default_value = "127.0.0.1:7400", value_delimiter = ',')]
+    addr: Vec<String>,
+    /// Keyspace
+    #[arg(long, default_value = "default")]
+    keyspace: String,
+    /// Clients, each with its own connections
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    conns: u32,
+    /// Requests in flight per client
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    depth: u32,
+    /// Keys, chosen evenly at random
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    keys: u64,
+    /// Bytes of each value
+    #[arg(long, default_value_t = 100)]
+    value_bytes: usize,
+    /// Seconds that are measured
+    #[arg(long, default_value_t = 4.0, value_parser = seconds)]
+    secs: f64,
+    /// Seconds of the same before them
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    warmup_secs: f64,
+    /// How fresh a read must be
+    #[arg(long, default_value = "linearizable")]
+    consistency: Consistency,
+    /// Part of the operations of `mixed` that are gets
+    #[arg(long, default_value_t = 0.5, value_parser = ratio)]
+    read_ratio: f64,
+    /// Never talk to nodes directly
+    #[arg(long)]
+    through_balancer: bool,
+    /// Threads of this process
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    threads: u32,
+    /// Also run the same loop, with SET and GET, against a redis-server at HOST:PORT
+    #[arg(long)]
+    redis: Option<String>,
+    /// Form of the result
+    #[arg(long, default_value = "text")]
+    output: Output,
+}
+
+/// What the operations are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Only writes
+    Put,
+    /// Only reads, of keys that are loaded first if they are not there
+    Get,
+    /// Both
+    Mixed,
+}
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Consistency {
+    /// Sees every acknowledged write
+    Linearizable,
+    /// Sees what its client has seen
+    Causal,
+    /// Sees whatever the replica has
+    Eventual,
+}
+
+/// The form of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// One object, on the last line
+    Json,
+}
+
+impl From<Consistency> for shkv_client::Consistency {
+    fn from(asked: Consistency) -> Self {
+        match asked {
+            Consistency::Linearizable => Self::Linearizable,
+            Consistency::Causal => Self::Causal,
+            Consistency::Eventual => Self::Eventual,
+        }
+    }
+}
+
+/// Longest time that may be measured, in seconds.
+const SECS_MAX: f64 = 86_400.0;
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(secs) if (0.0..=SECS_MAX).contains(&secs) => Ok(secs),
+        _ => Err(format!("a number from 0 to {SECS_MAX}")),
+    }
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
+        _ => Err("a number from 0 to 1".into()),
+    }
+}
+
+impl Args {
+    fn plan(&self) -> bench::Plan {
+        bench::Plan {
+            conns: self.conns,
+            depth: self.depth,
+            keys: self.keys,
+            value_bytes: self.value_bytes,
+            read_ratio: match self.mode {
+                Mode::Put => 0.0,
+                Mode::Get => 1.0,
+                Mode::Mixed => self.read_ratio,
+            },
+            warmup: Duration::from_secs_f64(self.warmup_secs),
+            measured: Duration::from_secs_f64(self.secs),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(args.threads as usize).enable_all().build();
+    let result = runtime.context("no threads to run on").and_then(|runtime| runtime.block_on(Box::pin(run(&args))));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shkv-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> anyhow::Result<()> {
+    let plan = args.plan();
+    let target = store::Target {
+        addrs: args.addr.clone(),
+        keyspace: args.keyspace.clone(),
+        consistency: args.consistency.into(),
+        through_balancer: args.through_balancer,
+    };
+    let shkv = store::run(&target, &plan).await?;
+    let redis = match &args.redis {
+        Some(addr) => Some(redis::run(addr, &plan).await.with_context(|| format!("redis-server at {addr}"))?),
+        None => None,
+    };
+    match args.output {
+        Output::Json => println!("{}", told(args, &shkv, redis.as_ref())),
+        Output::Text => {
+            println!("shkv   {}", shkv.text());
+            if let Some(redis) = &redis {
+                println!("redis  {}", redis.text());
+                println!("ratio  {:.3} operations of shkv for one of redis", shkv.ops_per_sec() / redis.ops_per_sec());
+            }
+        }
+    }
+    if shkv.ops == 0 {
+        bail!("no operation succeeded, {} failed", shkv.errors);
+    }
+    Ok(())
+}
+
+fn told(args: &Args, shkv: &Outcome, redis: Option<&Outcome>) -> Value {
+    let mut told = shkv.json();
+    told["mode"] = json!(format!("{:?}", args.mode).to_lowercase());
+    told["conns"] = json!(args.conns);
+    told["depth"] = json!(args.depth);
+    told["keys"] = json!(args.keys);
+    told["value_bytes"] = json!(args.value_bytes);
+    told["through_balancer"] = json!(args.through_balancer);
+    if let Some(redis) = redis {
+        told["redis"] = redis.json();
+        told["ratio_ops"] = json!(shkv.ops_per_sec() / redis.ops_per_sec());
+    }
+    told
+}

@@ -1,0 +1,300 @@
+//! The first minutes of a balancer: finds the nodes, learns or makes their cluster, and gets the first map.
+//!
+//! A cluster is made in steps that each can be done again: the system shard; the whole map in one batch; the replicas
+//! that the map names. A balancer that dies in between leaves nothing that the next one cannot finish.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: tells the time, waits and starts tasks")]
+
+use crate::cluster::Cluster;
+use crate::{Bootstrap, StartError, layout, system};
+use shkv_proto::link::CallError;
+use shkv_proto::map::NodeInfo;
+use shkv_proto::message::{CreateReplica, Hello, MapDone, Role, Welcome};
+use shkv_proto::{ClusterId, Frame, Header, Kind, Map, NodeId, ShardId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long all nodes may take to answer for the first time.
+const FIND_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long the others are waited for when one node has said that it is in a cluster: one of them may be away.
+const FIND_REST_TIME_MAX: Duration = Duration::from_secs(2);
+/// Pause between two attempts to reach a node for the first time.
+const FIND_PAUSE: Duration = Duration::from_millis(100);
+/// How long the bootstrap of new nodes may take.
+const BOOTSTRAP_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a node may take to tell its copy of the map.
+const MEET_TIME_MAX: Duration = Duration::from_millis(500);
+/// Pause between two rounds of getting the first map.
+const ROUND_PAUSE: Duration = Duration::from_millis(20);
+
+/// A node that has answered.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    addr: String,
+    id: NodeId,
+    name: String,
+    cluster: Option<ClusterId>,
+}
+
+/// Nodes that have answered, and those that have not yet.
+#[derive(Debug)]
+pub(crate) struct Search {
+    found: BTreeMap<NodeId, Found>,
+    /// Why an address is still without a node.
+    open: BTreeMap<String, String>,
+    answers: mpsc::Receiver<(String, Result<Found, String>)>,
+}
+
+/// Asks at every address who is there, until all have answered or the time is up; goes on asking the rest meanwhile.
+pub(crate) async fn find(addrs: &[String], stop: &CancellationToken, tasks: &TaskTracker) -> Search {
+    let (sender, answers) = mpsc::channel(addrs.len().max(1));
+    let open: BTreeMap<String, String> = addrs.iter().map(|addr| (addr.clone(), "no answer".into())).collect();
+    for addr in open.keys() {
+        let asking = ask_until_found(addr.clone(), sender.clone());
+        let stop = stop.clone();
+        tasks.spawn(async move { stop.run_until_cancelled(asking).await });
+    }
+    let mut search = Search { found: BTreeMap::new(), open, answers };
+    let mut until = Instant::now() + FIND_TIME_MAX;
+    while !search.open.is_empty() {
+        let Ok(Some((addr, answer))) = tokio::time::timeout_at(until, search.answers.recv()).await else { break };
+        match answer {
+            Ok(found) => {
+                if found.cluster.is_some() {
+                    until = until.min(Instant::now() + FIND_REST_TIME_MAX);
+                }
+                search.open.remove(&addr);
+                search.found.insert(found.id, found);
+            }
+            Err(error) => drop(search.open.insert(addr, error)),
+        }
+    }
+    search
+}
+
+async fn ask_until_found(addr: String, answers: mpsc::Sender<(String, Result<Found, String>)>) {
+    let hello = Hello::ours(None, Role::Balancer);
+    loop {
+        let answer = match shkv_proto::session::connect(&addr, &hello).await {
+            Ok(session) => found_at(&addr, session.peer),
+            Err(error) => Err(error.to_string()),
+        };
+        let done = answer.is_ok();
+        if answers.send((addr.clone(), answer)).await.is_err() || done {
+            return;
+        }
+        tokio::time::sleep(FIND_PAUSE).await;
+    }
+}
+
+fn found_at(addr: &str, welcome: Welcome) -> Result<Found, String> {
+    match welcome.role {
+        Role::Node(id) => Ok(Found { addr: addr.to_owned(), id, name: welcome.name, cluster: welcome.cluster }),
+        Role::Client | Role::Balancer => Err("what answers there is not a node".into()),
+    }
+}
+
+impl Search {
+    /// The cluster that the nodes are in.
+    ///
+    /// # Errors
+    /// No node, or nodes of two clusters.
+    pub(crate) fn cluster(&self) -> Result<Option<ClusterId>, StartError> {
+        if self.found.is_empty() {
+            return Err(StartError::NoNodes { missing: self.missing() });
+        }
+        let mut members = self.found.values().filter_map(|node| Some((node, node.cluster?)));
+        let Some((first, cluster)) = members.next() else { return Ok(None) };
+        match members.find(|(_, other)| *other != cluster) {
+            None => Ok(Some(cluster)),
+            Some((other, second)) => Err(StartError::TwoClusters {
+                first_addr: first.addr.clone(),
+                first: cluster,
+                second_addr: other.addr.clone(),
+                second,
+            }),
+        }
+    }
+
+    /// What a new cluster of these nodes would look like.
+    ///
+    /// # Errors
+    /// Not all nodes are there, or there are too few for the layout.
+    pub(crate) fn plan(&self, wanted: Option<Bootstrap>) -> Result<Plan, StartError> {
+        let wanted = wanted.ok_or(StartError::NoCluster)?;
+        if !self.open.is_empty() {
+            return Err(StartError::NodesMissing { missing: self.missing() });
+        }
+        layout::check(wanted, self.found.len()).map_err(StartError::Layout)?;
+        let info = |node: &Found| NodeInfo { id: node.id, name: node.name.clone(), addr: node.addr.clone() };
+        Ok(Plan { nodes: self.found.values().map(info).collect(), wanted })
+    }
+
+    fn missing(&self) -> String {
+        let missing: Vec<String> = self.open.iter().map(|(addr, why)| format!("{addr} ({why})")).collect();
+        missing.join(", ")
+    }
+
+    /// Makes the nodes known to `cluster`.
+    pub(crate) fn introduce(&self, cluster: &Cluster) {
+        for node in self.found.values() {
+            cluster.moved(node.id, node.addr.clone());
+        }
+    }
+
+    /// Goes on waiting for those that have not answered yet, and makes each known that does.
+    pub(crate) async fn introduce_the_rest(mut self, cluster: Arc<Cluster>) {
+        while let Some((addr, answer)) = self.answers.recv().await {
+            let Ok(node) = answer else { continue };
+            if node.cluster.is_some_and(|other| other != cluster.id) {
+                tracing::warn!(addr, node = %node.id, "a node of another cluster is not used");
+                continue;
+            }
+            tracing::info!(addr, node = %node.id, "a node has come");
+            cluster.moved(node.id, node.addr);
+        }
+    }
+}
+
+/// The nodes and the layout of a cluster that is being made.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    nodes: Vec<NodeInfo>,
+    wanted: Bootstrap,
+}
+
+/// Makes a cluster of nodes that are in none.
+///
+/// # Errors
+/// A node refuses, or it takes too long.
+pub(crate) async fn found(cluster: &Arc<Cluster>, plan: &Plan) -> Result<(), StartError> {
+    let work = async {
+        all_are_heard(cluster, plan).await;
+        create_system_shard(cluster, plan).await.map_err(|error| StartError::Bootstrap(error.to_string()))?;
+        get_first_map(cluster, Some(plan)).await;
+        let map = cluster.routes().map().clone();
+        let creations = all_replicas(&map).filter(|(_, create)| create.shard != ShardId::SYSTEM).collect();
+        system::create_all(cluster, creations).await.map_err(|error| StartError::Bootstrap(error.to_string()))
+    };
+    match tokio::time::timeout(BOOTSTRAP_TIME_MAX, work).await {
+        Ok(result) => result,
+        Err(_) => {
+            let last = cluster.trouble().unwrap_or_else(|| "no leader was elected".into());
+            Err(StartError::Bootstrap(format!("not done within {BOOTSTRAP_TIME_MAX:?}: {last}")))
+        }
+    }
+}
+
+fn all_replicas(map: &Map) -> impl Iterator<Item = (NodeId, CreateReplica)> + '_ {
+    let of_shard = |shard: &shkv_proto::map::ShardInfo| -> Vec<(NodeId, CreateReplica)> {
+        let nodes = shard.replicas.iter().map(|replica| replica.node);
+        nodes.filter_map(|node| Some((node, layout::creation(map.cluster, shard, node)?))).collect()
+    };
+    map.shards.iter().flat_map(of_shard)
+}
+
+/// Waits until every node has answered a beat: then each knows where the others are, and no first vote is lost.
+async fn all_are_heard(cluster: &Cluster, plan: &Plan) {
+    let mut news = cluster.news();
+    while !plan.nodes.iter().all(|node| cluster.health(|health, now| health.is_live(node.id, now))) {
+        let _ = news.changed().await; // the sender is in `cluster` and does not go
+    }
+}
+
+/// One replica is made before the others: of two balancers that make clusters of the same nodes at the same time, its
+/// node takes one, and the other is refused before it has touched anything else.
+async fn create_system_shard(cluster: &Arc<Cluster>, plan: &Plan) -> Result<(), CallError> {
+    let map = layout::first_map(cluster.id, &plan.nodes, plan.wanted);
+    let mut rest: Vec<_> = all_replicas(&map).filter(|(_, create)| create.shard == ShardId::SYSTEM).collect();
+    let one = rest.pop(); // the last, because the first stands for election and should find the others there
+    system::create_all(cluster, one.into_iter().collect()).await?;
+    system::create_all(cluster, rest).await?;
+    Ok(())
+}
+
+/// Tries until a map is installed. With a plan, a bootstrap that was cut short is finished.
+pub(crate) async fn get_first_map(cluster: &Arc<Cluster>, plan: Option<&Plan>) {
+    loop {
+        meet_the_rest(cluster).await;
+        if let Some(plan) = plan
+            && system_shard_was_cut_short(cluster, plan)
+            && let Err(error) = create_system_shard(cluster, plan).await
+        {
+            cluster.set_trouble(Some(error.to_string()));
+        }
+        match system::read(cluster).await {
+            Ok(Some(map)) => {
+                cluster.install(map);
+                return cluster.set_trouble(None);
+            }
+            Ok(None) => {
+                let Some(plan) = plan else {
+                    let text =
+                        "the bootstrap of this cluster was cut short; start once more as at first, with all nodes";
+                    cluster.set_trouble(Some(text.into()));
+                    tokio::time::sleep(FIND_PAUSE).await;
+                    continue;
+                };
+                let map = layout::first_map(cluster.id, &plan.nodes, plan.wanted);
+                if let Err(error) = system::write_map(cluster, &map).await {
+                    cluster.set_trouble(Some(error.to_string())); // whether it is there, the next round will read
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no map yet");
+                cluster.set_trouble(Some(error.to_string()));
+            }
+        }
+        tokio::time::sleep(ROUND_PAUSE).await;
+    }
+}
+
+/// Asks the nodes that are known for their copies of the map, and takes from these where the other nodes live. A
+/// balancer that was told of one node only would otherwise never reach the leader of the system shard. The copies are
+/// good for nothing else: they may be old.
+async fn meet_the_rest(cluster: &Cluster) {
+    for (_, home) in cluster.pool.homes() {
+        let frame = Frame::new(Header::new(Kind::Map), vec![], vec![]);
+        let asked = home.link(0).ask::<MapDone>(frame, Instant::now() + MEET_TIME_MAX).await;
+        let Ok((MapDone { map, .. }, _)) = asked else { continue };
+        if map.cluster != cluster.id || map.check().is_err() {
+            continue;
+        }
+        for node in map.nodes {
+            if cluster.pool.get(node.id).is_none() {
+                cluster.pool.set(node.id, node.addr);
+                cluster.beat_wanted.notify_one();
+            }
+        }
+    }
+}
+
+/// Whether the system shard is still to be made on some of the plan's nodes. Only when every node has been heard, what
+/// is there is as planned, and nobody was ever elected: a replica that has forgotten its votes must not be made anew.
+fn system_shard_was_cut_short(cluster: &Cluster, plan: &Plan) -> bool {
+    let map = layout::first_map(cluster.id, &plan.nodes, plan.wanted);
+    let Some(planned) = map.shard(ShardId::SYSTEM) else { return false };
+    cluster.health(|health, now| {
+        let mut is_missing = false;
+        for node in &plan.nodes {
+            if !health.is_live(node.id, now) {
+                return false;
+            }
+            let Some(status) = health.status(node.id) else { return false };
+            let here = status.replicas.iter().find(|replica| replica.shard == ShardId::SYSTEM);
+            let wanted = planned.replicas.iter().find(|replica| replica.node == node.id);
+            match (here, wanted) {
+                (Some(here), Some(wanted)) if here.replica == wanted.id && here.term == 0 && here.log_last == 0 => {}
+                (Some(_), _) => return false,
+                (None, Some(_)) => is_missing = true,
+                (None, None) => {}
+            }
+        }
+        is_missing
+    })
+}

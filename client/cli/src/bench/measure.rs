@@ -1,0 +1,261 @@
+//! The measuring of a closed loop: who counts what and when, and what comes out.
+//!
+//! An operation counts if it ends while measuring is on; how long it took is kept in a histogram of its worker's own.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: waits and tells the time")]
+
+use super::Plan;
+use anyhow::Context;
+use hdrhistogram::Histogram;
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
+use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+/// Significant digits of the latencies kept.
+const DIGITS: u8 = 3;
+/// How long a worker waits after a failure, so that a server which is away is not asked in a hot loop.
+const FAILURE_PAUSE: Duration = Duration::from_millis(10);
+
+const WARMUP: u8 = 0;
+const MEASURING: u8 = 1;
+const OVER: u8 = 2;
+
+/// What all workers look at: whether to count, and whether to end.
+#[derive(Debug, Default)]
+pub struct Window {
+    phase: AtomicU8,
+    told_failure: AtomicBool,
+}
+
+impl Window {
+    /// Whether workers should end.
+    pub fn is_over(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) == OVER
+    }
+
+    fn counts(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) == MEASURING
+    }
+
+    fn enter(&self, phase: u8) {
+        self.phase.store(phase, Ordering::Relaxed);
+    }
+}
+
+/// What one worker has counted.
+#[derive(Debug)]
+pub struct Tally {
+    nanos: Histogram<u64>,
+    errors: u64,
+}
+
+impl Tally {
+    /// Nothing yet.
+    ///
+    /// # Errors
+    /// None that can happen: the histogram's digits are sound.
+    pub fn new() -> anyhow::Result<Self> {
+        Ok(Self { nanos: Histogram::new(DIGITS).context("a histogram")?, errors: 0 })
+    }
+
+    /// An operation that began then has succeeded now.
+    pub fn succeeded(&mut self, window: &Window, began: Instant) {
+        if window.counts() {
+            let _ = self.nanos.record(began.elapsed().as_nanos() as u64); // cannot fail: it grows as it must
+        }
+    }
+
+    /// An operation has failed. The first one of all is printed; then there is a pause.
+    pub async fn failed(&mut self, window: &Window, error: &impl Display) {
+        self.errors += u64::from(window.counts());
+        if !window.told_failure.swap(true, Ordering::Relaxed) {
+            eprintln!("shkv-bench: the first operation that failed: {error}");
+        }
+        tokio::time::sleep(FAILURE_PAUSE).await;
+    }
+}
+
+/// What servers have used so far.
+#[derive(Clone, Debug, Default)]
+pub struct Usage {
+    /// Processor time of each process, in microseconds.
+    pub cpu_us: Vec<(u32, u64)>,
+    /// fdatasync calls of each log.
+    pub log_syncs: Vec<(u64, u64)>,
+}
+
+/// How much more the second has of the same things as the first. What was not there before counts whole.
+fn growth<K: PartialEq>(before: &[(K, u64)], after: &[(K, u64)]) -> u64 {
+    let was = |key: &K| before.iter().find(|(other, _)| other == key).map_or(0, |(_, count)| *count);
+    after.iter().map(|(key, count)| count.saturating_sub(was(key))).sum()
+}
+
+/// What came out.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Operations that succeeded.
+    pub ops: u64,
+    /// Operations that failed.
+    pub errors: u64,
+    secs: f64,
+    nanos: Histogram<u64>,
+    server_cpu_us: u64,
+    client_cpu_us: u64,
+    log_syncs: u64,
+}
+
+/// Lets the workers run, measures in between, and gathers what they counted. `usage` asks the servers.
+///
+/// # Errors
+/// When a worker or a server cannot say what it has.
+pub async fn measure(
+    plan: &Plan,
+    window: &Window,
+    mut workers: JoinSet<anyhow::Result<Tally>>,
+    usage: impl AsyncFn() -> anyhow::Result<Usage>,
+) -> anyhow::Result<Outcome> {
+    tokio::time::sleep(plan.warmup).await;
+    let before = usage().await?;
+    let cpu_before = own_cpu_us();
+    let began = Instant::now();
+    window.enter(MEASURING);
+    tokio::time::sleep(plan.measured).await;
+    window.enter(OVER);
+    let secs = began.elapsed().as_secs_f64();
+    let client_cpu_us = own_cpu_us() - cpu_before;
+    let after = usage().await?;
+    let Tally { mut nanos, mut errors } = Tally::new()?;
+    while let Some(tally) = workers.join_next().await {
+        let tally = tally.context("a worker")??;
+        nanos.add(&tally.nanos).context("adding up latencies")?;
+        errors += tally.errors;
+    }
+    Ok(Outcome {
+        ops: nanos.len(),
+        errors,
+        secs,
+        server_cpu_us: growth(&before.cpu_us, &after.cpu_us),
+        client_cpu_us,
+        log_syncs: growth(&before.log_syncs, &after.log_syncs),
+        nanos,
+    })
+}
+
+/// A phase for workers that are not measured.
+pub fn unmeasured() -> Window {
+    let window = Window::default();
+    window.enter(WARMUP);
+    window
+}
+
+/// Processor time of this process so far, in microseconds.
+fn own_cpu_us() -> u64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
+}
+
+impl Outcome {
+    /// Operations per second.
+    pub fn ops_per_sec(&self) -> f64 {
+        self.ops as f64 / self.secs.max(f64::MIN_POSITIVE)
+    }
+
+    fn per_op(&self, total: u64) -> f64 {
+        total as f64 / self.ops.max(1) as f64
+    }
+
+    /// A latency in microseconds.
+    fn us(&self, quantile: f64) -> f64 {
+        tenths(self.nanos.value_at_quantile(quantile) as f64 / 1_000.0)
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        json!({
+            "ops_per_sec": tenths(self.ops_per_sec()),
+            "p50_us": self.us(0.5),
+            "p99_us": self.us(0.99),
+            "p999_us": self.us(0.999),
+            "max_us": self.us(1.0),
+            "errors": self.errors,
+            "server_cpu_us_per_op": thousandths(self.per_op(self.server_cpu_us)),
+            "client_cpu_us_per_op": thousandths(self.per_op(self.client_cpu_us)),
+            "log_syncs_per_op": thousandths(self.per_op(self.log_syncs)),
+            "ops": self.ops,
+            "secs": thousandths(self.secs),
+        })
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        format!(
+            "{:.0} op/s   p50 {:.0} us   p99 {:.0} us   p99.9 {:.0} us   max {:.0} us   {} errors   CPU per operation: servers {:.2} us, client {:.2} us   {:.3} log syncs per operation",
+            self.ops_per_sec(),
+            self.us(0.5),
+            self.us(0.99),
+            self.us(0.999),
+            self.us(1.0),
+            self.errors,
+            self.per_op(self.server_cpu_us),
+            self.per_op(self.client_cpu_us),
+            self.per_op(self.log_syncs),
+        )
+    }
+}
+
+fn tenths(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
+}
+
+fn thousandths(number: f64) -> f64 {
+    (number * 1_000.0).round() / 1_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_counts_each_process_once_and_new_ones_whole() {
+        assert_eq!(growth(&[(1, 10), (2, 5)], &[(1, 30), (2, 5), (3, 7)]), 27);
+        assert_eq!(growth(&[(1, 10)], &[(1, 4)]), 0, "a count that began anew");
+    }
+
+    #[tokio::test]
+    async fn only_what_ends_while_measuring_counts() {
+        let plan = Plan {
+            conns: 1,
+            depth: 1,
+            keys: 1,
+            value_bytes: 0,
+            read_ratio: 0.0,
+            warmup: Duration::from_millis(30),
+            measured: Duration::from_millis(60),
+        };
+        let window = std::sync::Arc::new(Window::default());
+        let mut workers = JoinSet::new();
+        let worker = window.clone();
+        workers.spawn(async move {
+            let mut tally = Tally::new()?;
+            let mut all = 0_u64;
+            while !worker.is_over() {
+                let began = Instant::now();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                tally.succeeded(&worker, began);
+                all += 1;
+                tally.failed(&worker, &"as planned").await;
+            }
+            anyhow::ensure!(all > tally.nanos.len(), "the warm-up must not count");
+            Ok(tally)
+        });
+        let usage = async || Ok(Usage { cpu_us: vec![(1, 5)], log_syncs: vec![] });
+        let outcome = measure(&plan, &window, workers, usage).await.unwrap();
+        assert!(outcome.ops > 0 && outcome.errors > 0, "{outcome:?}");
+        assert_eq!(outcome.server_cpu_us, 0);
+        assert!(outcome.us(0.5) >= 1_000.0, "{}", outcome.text());
+        assert!(outcome.json()["p99_us"].as_f64() >= outcome.json()["p50_us"].as_f64());
+    }
+}

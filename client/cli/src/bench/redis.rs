@@ -1,0 +1,226 @@
+//! The same loop against a redis-server, for the ratio: SET and GET in RESP2, as deep a pipeline on as many connections.
+//!
+//! Only what these two commands answer is understood: a status, an error, an integer, a string.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: tells the time")]
+
+use super::measure::{Outcome, Tally, Usage, Window, measure};
+use super::{Op, Plan, key};
+use anyhow::{Context, bail};
+use bytes::{Buf, Bytes, BytesMut};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use std::collections::VecDeque;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+/// Longest answer that is taken.
+const REPLY_BYTES_MAX: usize = 64 << 20;
+/// Commands in flight while keys are loaded.
+const LOAD_DEPTH: u64 = 1_000;
+
+/// What the server answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Reply {
+    /// A status or a number.
+    Ok,
+    /// A string, or none.
+    Bulk(Option<Bytes>),
+    /// An error in the server's words.
+    Error(String),
+}
+
+/// Runs the plan.
+///
+/// # Errors
+/// When the server cannot be reached or does not speak RESP.
+pub async fn run(addr: &str, plan: &Plan) -> anyhow::Result<Outcome> {
+    if plan.reads() {
+        load(addr, plan).await?;
+    }
+    let window = Arc::new(Window::default());
+    let mut workers = JoinSet::new();
+    for seed in 0..u64::from(plan.conns) {
+        workers.spawn(work(Connection::open(addr).await?, plan.clone(), seed, window.clone()));
+    }
+    measure(plan, &window, workers, async || usage(addr).await).await
+}
+
+async fn work(mut server: Connection, plan: Plan, seed: u64, window: Arc<Window>) -> anyhow::Result<Tally> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let value = plan.value(&mut rng);
+    let mut tally = Tally::new()?;
+    let mut sent: VecDeque<(Instant, bool)> = VecDeque::with_capacity(plan.depth as usize);
+    while !window.is_over() {
+        while sent.len() < plan.depth as usize {
+            let is_get = match plan.draw(&mut rng) {
+                Op::Get(key) => server.add(&[b"GET", &key]).map(|()| true),
+                Op::Put(key) => server.add(&[b"SET", &key, &value]).map(|()| false),
+            };
+            sent.push_back((Instant::now(), is_get?));
+        }
+        server.flush().await?;
+        let mut reply = Some(server.reply().await?);
+        while let Some(answer) = reply {
+            let (began, is_get) = sent.pop_front().context("an answer to nothing")?;
+            let failure = match answer {
+                Reply::Bulk(None) if is_get => Some("a key that was loaded is not there".to_owned()),
+                Reply::Error(error) => Some(error),
+                Reply::Ok | Reply::Bulk(_) => None,
+            };
+            match failure {
+                None => tally.succeeded(&window, began),
+                Some(error) => tally.failed(&window, &format!("redis: {error}")).await,
+            }
+            reply = if sent.is_empty() { None } else { take(&mut server.input)? };
+        }
+    }
+    Ok(tally)
+}
+
+/// Writes all keys, unless the last is there.
+async fn load(addr: &str, plan: &Plan) -> anyhow::Result<()> {
+    let mut server = Connection::open(addr).await?;
+    server.add(&[b"GET", &key(plan.keys - 1)])?;
+    if matches!(server.ask().await?, Reply::Bulk(Some(_))) {
+        return Ok(());
+    }
+    eprintln!("shkv-bench: loading {} keys into redis", plan.keys);
+    let value = plan.value(&mut SmallRng::seed_from_u64(0));
+    for begin in (0..plan.keys).step_by(LOAD_DEPTH as usize) {
+        let end = (begin + LOAD_DEPTH).min(plan.keys);
+        for number in begin..end {
+            server.add(&[b"SET", &key(number), &value])?;
+        }
+        server.flush().await?;
+        for _ in begin..end {
+            if let Reply::Error(error) = server.reply().await? {
+                bail!("loading: {error}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Processor time that the server has used so far, by its own account.
+async fn usage(addr: &str) -> anyhow::Result<Usage> {
+    let mut server = Connection::open(addr).await?;
+    server.add(&[b"INFO", b"CPU"])?;
+    let Reply::Bulk(Some(text)) = server.ask().await? else { bail!("no answer to INFO") };
+    let text = String::from_utf8_lossy(&text);
+    let seconds = |name: &str| -> f64 {
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or_default()
+    };
+    let cpu_us = (seconds("used_cpu_sys:") + seconds("used_cpu_user:")) * 1e6;
+    Ok(Usage { cpu_us: vec![(0, cpu_us as u64)], log_syncs: vec![] })
+}
+
+struct Connection {
+    stream: TcpStream,
+    output: Vec<u8>,
+    input: BytesMut,
+}
+
+impl Connection {
+    async fn open(addr: &str) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(addr).await.context("connecting")?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, output: Vec::new(), input: BytesMut::new() })
+    }
+
+    /// Appends a command to what the next flush sends.
+    fn add(&mut self, words: &[&[u8]]) -> std::io::Result<()> {
+        write!(self.output, "*{}\r\n", words.len())?;
+        for word in words {
+            write!(self.output, "${}\r\n", word.len())?;
+            self.output.extend_from_slice(word);
+            self.output.extend_from_slice(b"\r\n");
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> std::io::Result<()> {
+        self.stream.write_all(&self.output).await?;
+        self.output.clear();
+        Ok(())
+    }
+
+    /// The next reply.
+    async fn reply(&mut self) -> anyhow::Result<Reply> {
+        loop {
+            if let Some(reply) = take(&mut self.input)? {
+                return Ok(reply);
+            }
+            self.input.reserve(16 << 10);
+            if self.stream.read_buf(&mut self.input).await? == 0 {
+                bail!("the server closed the connection");
+            }
+        }
+    }
+
+    async fn ask(&mut self) -> anyhow::Result<Reply> {
+        self.flush().await?;
+        self.reply().await
+    }
+}
+
+/// Takes a whole reply off the front of `input`; `None` while there is none.
+fn take(input: &mut BytesMut) -> anyhow::Result<Option<Reply>> {
+    let Some(end) = input.windows(2).position(|pair| pair == b"\r\n") else {
+        return Ok(None);
+    };
+    let line = String::from_utf8_lossy(input.get(1..end).unwrap_or_default()).into_owned();
+    let reply = match input[0] {
+        b'+' | b':' => Reply::Ok,
+        b'-' => Reply::Error(line),
+        b'$' if line == "-1" => Reply::Bulk(None),
+        b'$' => {
+            let length: usize = line.parse().context("the length of a string")?;
+            if length > REPLY_BYTES_MAX {
+                bail!("an answer of {length} bytes");
+            }
+            if input.len() < end + 2 + length + 2 {
+                return Ok(None);
+            }
+            input.advance(end + 2);
+            let value = input.split_to(length).freeze();
+            input.advance(2);
+            return Ok(Some(Reply::Bulk(Some(value))));
+        }
+        other => bail!("an answer that begins with byte {other}"),
+    };
+    input.advance(end + 2);
+    Ok(Some(reply))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_are_taken_whole_or_not_at_all() {
+        let all = b"+OK\r\n$5\r\nva\r\ne\r\n$-1\r\n:7\r\n$0\r\n\r\n-ERR no\r\n";
+        let bulk = |value: &'static [u8]| Reply::Bulk(Some(Bytes::from_static(value)));
+        let expected =
+            [Reply::Ok, bulk(b"va\r\ne"), Reply::Bulk(None), Reply::Ok, bulk(b""), Reply::Error("ERR no".into())];
+        let mut input = BytesMut::new();
+        let mut taken = Vec::new();
+        for byte in all {
+            input.extend_from_slice(&[*byte]);
+            taken.extend(take(&mut input).unwrap());
+        }
+        assert_eq!(taken, expected);
+        assert!(input.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_reply_is_refused() {
+        for bad in [&b"HTTP/1.1 400\r\n"[..], b"$99999999999999\r\n", b"$x\r\n", b"\r\n"] {
+            assert!(take(&mut BytesMut::from(bad)).is_err(), "{bad:?}");
+        }
+    }
+}

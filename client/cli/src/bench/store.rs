@@ -1,0 +1,169 @@
+//! The loop against shkv, by way of its client library.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: tells the time")]
+
+use super::measure::{Outcome, Tally, Usage, Window, measure, unmeasured};
+use super::{Op, Plan, key};
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use shkv_client::{Client, ClientConfig, Consistency, Keyspace};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+use tokio::task::JoinSet;
+
+/// The cluster, and how to ask it.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Addresses of balancers or nodes.
+    pub addrs: Vec<String>,
+    /// The keyspace's name.
+    pub keyspace: String,
+    /// How fresh a read must be.
+    pub consistency: Consistency,
+    /// Never talk to nodes directly.
+    pub through_balancer: bool,
+}
+
+/// Runs the plan.
+///
+/// # Errors
+/// When the cluster cannot be reached, or a key that must be there could not be loaded.
+pub async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome> {
+    let mut keyspaces = Vec::with_capacity(plan.conns as usize);
+    for _ in 0..plan.conns {
+        keyspaces.push(target.connect().await?);
+    }
+    if plan.reads() {
+        load(&keyspaces, plan).await?;
+    }
+    let watch = Watch::new(target).await?;
+    let window = Arc::new(Window::default());
+    let mut workers = JoinSet::new();
+    for (seed, keyspace) in (0..).zip(keyspaces.iter().flat_map(|one| (0..plan.depth).map(move |_| one))) {
+        workers.spawn(work(keyspace.clone(), plan.clone(), target.consistency, seed, window.clone()));
+    }
+    measure(plan, &window, workers, async || watch.usage().await).await
+}
+
+impl Target {
+    async fn connect(&self) -> anyhow::Result<Keyspace> {
+        let config = ClientConfig { through_balancer: self.through_balancer, ..ClientConfig::default() };
+        let client = Client::connect_with(self.addrs.iter().map(|addr| addr.trim()), config)
+            .await
+            .with_context(|| format!("connecting to {}", self.addrs.join(", ")))?;
+        Ok(client.keyspace(&self.keyspace).await?)
+    }
+}
+
+async fn work(
+    keyspace: Keyspace,
+    plan: Plan,
+    consistency: Consistency,
+    seed: u64,
+    window: Arc<Window>,
+) -> anyhow::Result<Tally> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let value = Bytes::from(plan.value(&mut rng));
+    let mut tally = Tally::new()?;
+    while !window.is_over() {
+        let op = plan.draw(&mut rng);
+        let began = Instant::now();
+        let result = match op {
+            Op::Put(key) => keyspace.put(key, value.clone()).await.map(|_| true),
+            Op::Get(key) => keyspace.get(key).consistency(consistency).answer().await.map(|got| got.row.is_some()),
+        };
+        match result {
+            Ok(true) => tally.succeeded(&window, began),
+            Ok(false) => tally.failed(&window, &"a key that was loaded is not there").await,
+            Err(error) => tally.failed(&window, &error).await,
+        }
+    }
+    Ok(tally)
+}
+
+/// Writes all keys, unless all are there.
+async fn load(keyspaces: &[Keyspace], plan: &Plan) -> anyhow::Result<()> {
+    let range = key(0).to_vec()..key(plan.keys).to_vec();
+    if keyspaces[0].count(range).await? >= plan.keys {
+        return Ok(());
+    }
+    eprintln!("shkv-bench: loading {} keys", plan.keys);
+    let next = Arc::new(AtomicU64::new(0));
+    let window = Arc::new(unmeasured());
+    let mut loaders = JoinSet::new();
+    for (seed, keyspace) in (0..).zip(keyspaces.iter().flat_map(|one| (0..plan.depth).map(move |_| one))) {
+        let (keyspace, plan, next, window) = (keyspace.clone(), plan.clone(), next.clone(), window.clone());
+        loaders.spawn(async move {
+            let value = Bytes::from(plan.value(&mut SmallRng::seed_from_u64(seed)));
+            let mut failures = Tally::new()?;
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= plan.keys {
+                    return Ok(());
+                }
+                // Putting the same row again is harmless, so an unknown outcome is tried again, too.
+                let mut tries = 0;
+                while let Err(error) = keyspace.put(key(number), value.clone()).await {
+                    tries += 1;
+                    if tries == LOAD_TRIES_MAX {
+                        bail!("loading key {number}: {error}");
+                    }
+                    failures.failed(&window, &error).await;
+                }
+            }
+        });
+    }
+    while let Some(loader) = loaders.join_next().await {
+        loader.context("a loader")??;
+    }
+    Ok(())
+}
+
+/// How often the writing of one key is tried before the load is given up.
+const LOAD_TRIES_MAX: u32 = 20;
+
+/// Who is asked what the servers have used. Nodes are asked themselves where they can be reached: what a balancer says
+/// of them may be a heartbeat old.
+struct Watch {
+    home: Client,
+    nodes: Vec<Client>,
+}
+
+impl Watch {
+    async fn new(target: &Target) -> anyhow::Result<Self> {
+        let home = Client::connect(target.addrs.iter().map(|addr| addr.trim())).await?;
+        let mut nodes = Vec::new();
+        for node in home.status().await?.map.into_iter().flat_map(|map| map.nodes) {
+            nodes.extend(Client::connect([node.addr]).await);
+        }
+        Ok(Self { home, nodes })
+    }
+
+    async fn usage(&self) -> anyhow::Result<Usage> {
+        let mut cpu_us = BTreeMap::new();
+        let mut log_syncs = BTreeMap::new();
+        let own = std::process::id();
+        for client in self.nodes.iter().chain([&self.home]) {
+            let Ok(status) = client.status().await else { continue };
+            let listed = status.nodes.into_iter().filter_map(|(_, node)| node.ok());
+            let mut processes = vec![status.process];
+            for node in listed {
+                processes.push((node.process, node.cpu_us));
+                let syncs: &mut u64 = log_syncs.entry(node.id.0).or_default();
+                *syncs = node.log_syncs.max(*syncs);
+            }
+            for (process, used) in processes.into_iter().filter(|(process, _)| *process != own) {
+                let known: &mut u64 = cpu_us.entry(process).or_default();
+                *known = used.max(*known); // the same process told twice counts once, as of the later time
+            }
+        }
+        if cpu_us.is_empty() {
+            bail!("no server tells its status");
+        }
+        Ok(Usage { cpu_us: cpu_us.into_iter().collect(), log_syncs: log_syncs.into_iter().collect() })
+    }
+}

@@ -1,0 +1,251 @@
+//! One request from its first attempt to its outcome: which node to ask, what to learn from a failure, when to try
+//! again. What may be tried again is decided in [`shkv_proto::retry`], not here.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: tells the time, waits, and starts the fetch of a newer map")]
+
+use crate::error::Error;
+use crate::inner::Inner;
+use crate::token::Consistency;
+use crate::view::{Peer, View};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use shkv_proto::codec;
+use shkv_proto::frame::{Frame, Header, Kind};
+use shkv_proto::ids::{Epoch, KeyspaceId, NodeId, ShardId};
+use shkv_proto::link::{CallError, Link, LinkError, done_or_failure};
+use shkv_proto::message::{self, Failure, RefusalCode};
+use shkv_proto::retry::{self, Step};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// How long an attempt waits for a connection that is not up, so that there is time left for another way.
+pub(crate) const CONNECT_TIME_MAX: Duration = Duration::from_millis(500);
+/// A read's attempt takes half of the time that is left, but no less than this: the rest is for another replica.
+const READ_ATTEMPT_MIN: Duration = Duration::from_millis(500);
+
+/// What a request is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Aim<'a> {
+    /// The shard that holds this key.
+    Key(&'a [u8]),
+    /// This shard.
+    Shard(ShardId),
+    /// All shards of the keyspace, by way of a balancer.
+    Keyspace,
+}
+
+/// A request that can be sent as often as is safe.
+pub(crate) struct Request<'a, E> {
+    pub(crate) kind: Kind,
+    pub(crate) keyspace: KeyspaceId,
+    pub(crate) aim: Aim<'a>,
+    pub(crate) consistency: Consistency,
+    /// Whether sending it twice could do something twice.
+    pub(crate) write: bool,
+    /// Encodes the head, with how fresh the answer must be.
+    pub(crate) head: E,
+    pub(crate) tail: Bytes,
+}
+
+/// An answer, and which shard it is of.
+pub(crate) struct Answered<T> {
+    pub(crate) head: T,
+    pub(crate) tail: Bytes,
+    /// [`ShardId::UNROUTED`] when a balancer chose it and the client knows no better.
+    pub(crate) shard: ShardId,
+}
+
+/// Where an attempt goes.
+enum Way<'a> {
+    Node(&'a Arc<Peer>),
+    Home(&'a Link),
+}
+
+/// The time at which a call that may take `within` is over.
+pub(crate) fn deadline_in(within: Duration) -> Instant {
+    Instant::now() + within.min(Duration::from_millis(u64::from(shkv_proto::limits::DEADLINE_MS_MAX)))
+}
+
+/// Sends a request and answers for its outcome. The number of attempts is bounded by the deadline and by the pauses of
+/// [`shkv_proto::retry`].
+pub(crate) async fn ask<T, E>(
+    inner: &Arc<Inner>,
+    request: &Request<'_, E>,
+    deadline: Instant,
+) -> Result<Answered<T>, Error>
+where
+    T: DeserializeOwned,
+    E: Fn(message::Consistency) -> Result<Vec<u8>, codec::CodecError>,
+{
+    let mut encoded: Option<(ShardId, Bytes)> = None;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let view = inner.view();
+        let (shard, epoch) = place(&view, request)?;
+        let consistency = inner.wanted(request.consistency, shard);
+        let head = match &encoded {
+            Some((of, head)) if *of == shard => head.clone(),
+            _ => {
+                let head = (request.head)(consistency)
+                    .map_err(|error| Error::refused(RefusalCode::Malformed, error.to_string()))?;
+                encoded.insert((shard, Bytes::from(head))).1.clone()
+            }
+        };
+        let way = choose(inner, &view, request, shard, consistency, tries);
+        let mut header = Header::new(request.kind);
+        if matches!(way, Way::Node(_)) || !matches!(request.aim, Aim::Key(_)) {
+            (header.shard, header.epoch) = (shard, epoch);
+        }
+        let frame = Frame { header, head, tail: request.tail.clone() };
+        let link = match way {
+            Way::Node(peer) => peer.link(),
+            Way::Home(link) => link,
+        };
+        let result = attempt(link, frame, request.write, deadline).await.and_then(|answer| {
+            let head = codec::decode(&answer.head)
+                .map_err(|error| Failure::unknown(format!("an answer that cannot be read: {error}")))?;
+            Ok(Answered { head, tail: answer.tail, shard })
+        });
+        let error = match result {
+            Ok(answered) => {
+                if let (Way::Node(peer), message::Consistency::Linearizable) = (&way, consistency)
+                    && view.routes.leader(shard) != Some(peer.node)
+                {
+                    view.routes.note_leader(shard, peer.node);
+                }
+                return Ok(answered);
+            }
+            Err(error) => error,
+        };
+        let other_way = learn(inner, &view, &way, shard, &error);
+        match retry::after(&error, request.write, tries) {
+            Step::Stop(failure) => return Err(failure.into()),
+            Step::Again { after, new_map, hint } => {
+                if let Some(node) = hint {
+                    note_hint(&view, &way, shard, node);
+                }
+                let pause = if other_way { Duration::ZERO } else { after };
+                if Instant::now() + pause >= deadline {
+                    return Err(retry::out_of_time(&error, request.write).into());
+                }
+                if new_map {
+                    inner.refresh(deadline).await;
+                }
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+}
+
+/// The shard that a request is for, and the epoch of the map that says so.
+fn place<E>(view: &View, request: &Request<'_, E>) -> Result<(ShardId, Epoch), Error> {
+    let epoch = view.routes.map().epoch;
+    match request.aim {
+        Aim::Keyspace => Ok((ShardId::UNROUTED, Epoch::NONE)),
+        Aim::Key(key) => match view.routes.shard_of(request.keyspace, key) {
+            Some(shard) => Ok((shard.id, epoch)),
+            None => Err(Error::refused(RefusalCode::UnknownKeyspace, format!("no keyspace {}", request.keyspace))),
+        },
+        Aim::Shard(id) => match view.routes.map().shard(id) {
+            Some(shard) => Ok((shard.id, epoch)),
+            None => Err(Error::unavailable(format!("shard {id} is no longer in the map; send the request again"))),
+        },
+    }
+}
+
+fn choose<'a, E>(
+    inner: &'a Inner,
+    view: &'a View,
+    request: &Request<'_, E>,
+    shard: ShardId,
+    consistency: message::Consistency,
+    tries: u32,
+) -> Way<'a> {
+    if inner.config.through_balancer {
+        return Way::Home(inner.home());
+    }
+    let Some(info) = view.routes.map().shard(shard) else { return Way::Home(inner.home()) };
+    let key = match request.aim {
+        Aim::Key(key) => key,
+        Aim::Shard(_) | Aim::Keyspace => &[],
+    };
+    if let Some(peer) = view.peer_for(info, consistency, key, tries, Instant::now()) {
+        return Way::Node(peer);
+    }
+    let home = inner.home();
+    let useful = match home.welcome() {
+        Some(welcome) => welcome.role == message::Role::Balancer, // a node forwards nothing
+        None => tries.is_multiple_of(2), // it may be a balancer that comes back, or the nodes may come back first
+    };
+    match view.last_resort(info, consistency, key, tries).filter(|_| !useful) {
+        Some(peer) => Way::Node(peer),
+        None => Way::Home(home),
+    }
+}
+
+/// Takes a failure into account for the next attempt. Tells whether that attempt goes another way and need not wait.
+fn learn(inner: &Arc<Inner>, view: &View, way: &Way<'_>, shard: ShardId, error: &CallError) -> bool {
+    match (way, error) {
+        (Way::Node(peer), CallError::Link(LinkError::NotSent(_))) => {
+            // Each node becomes passed over once a second at most, which bounds the attempts that do not wait.
+            let news = peer.pass_over(Instant::now());
+            view.routes.note_not_leader(shard, peer.node, None);
+            inner.refresh_behind();
+            news
+        }
+        (Way::Node(peer), CallError::Link(LinkError::Lost(_) | LinkError::Expired)) => {
+            view.routes.note_not_leader(shard, peer.node, None);
+            inner.refresh_behind();
+            false
+        }
+        (Way::Node(peer), CallError::Failure(Failure::NotLeader { hint })) => {
+            view.routes.note_not_leader(shard, peer.node, *hint);
+            false
+        }
+        (Way::Home(link), CallError::Link(LinkError::NotSent(_))) => {
+            link.retry_now();
+            inner.next_home();
+            false
+        }
+        (Way::Home(_), CallError::Link(LinkError::Lost(_) | LinkError::Expired)) => {
+            inner.next_home();
+            false
+        }
+        (Way::Node(_) | Way::Home(_), CallError::Failure(_)) => false,
+    }
+}
+
+/// A hint names the leader, unless a node names itself as the one that it is not.
+fn note_hint(view: &View, way: &Way<'_>, shard: ShardId, node: NodeId) {
+    let same = matches!(way, Way::Node(peer) if peer.node == node);
+    if !same {
+        view.routes.note_leader(shard, node);
+    }
+}
+
+/// Sends a frame over a link once.
+pub(crate) async fn attempt(link: &Link, frame: Frame, write: bool, deadline: Instant) -> Result<Frame, CallError> {
+    let now = Instant::now();
+    let until = if write {
+        deadline // an attempt that is given up early would make an unknown outcome of a slow one
+    } else {
+        deadline.min(now + (deadline.saturating_duration_since(now) / 2).max(READ_ATTEMPT_MIN))
+    };
+    if link.welcome().is_none() {
+        link.connected(until.min(now + CONNECT_TIME_MAX)).await?;
+    }
+    let (sender, receiver) = oneshot::channel();
+    let done = move |result| {
+        let _ = sender.send(result); // the caller may have stopped waiting
+    };
+    if let Err((frame, done)) = link.try_submit(frame, until, done) {
+        link.submit(frame, until, done).await;
+    }
+    let answer = receiver.await.unwrap_or_else(|_| Err(LinkError::Lost("the link was closed".into())))?;
+    Ok(done_or_failure(answer)?)
+}

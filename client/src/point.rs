@@ -1,0 +1,289 @@
+//! Operations on one row: get, put, delete.
+
+use crate::call::{Aim, Answered, Request, ask, deadline_in};
+use crate::error::Error;
+use crate::inner::Inner;
+use crate::keyspace::Keyspace;
+use crate::token::Consistency;
+use bytes::Bytes;
+use shkv_proto::codec;
+use shkv_proto::frame::Kind;
+use shkv_proto::limits::Limits;
+use shkv_proto::merge::Row;
+use shkv_proto::message::{self, GetDone, RefusalCode, WriteDone};
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::time::Duration;
+
+/// A call under way.
+pub(crate) type Call<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
+
+/// The shard has taken a write: it is on the disks of a majority of its replicas.
+///
+/// ```no_run
+/// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+/// let written = client.put("k", "v").await?;
+/// assert!(written.version > 0);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Written {
+    /// The shard's revision after the write: the row's version, for a batch that of its last operation.
+    pub version: u64,
+    /// Rows that a delete found and removed. Puts do not look whether there was a row before.
+    pub removed: u32,
+}
+
+/// The whole answer to a get.
+///
+/// ```no_run
+/// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+/// let answer = client.get("k").answer().await?;
+/// println!("read as {:?}", answer.consistency);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// The row, if there is one.
+    pub row: Option<Row>,
+    /// What the answer holds to.
+    pub consistency: Consistency,
+    /// The shard's revision at which it was read.
+    pub revision: u64,
+}
+
+/// A get that is not yet sent; see [`crate::Client::get`]. Awaiting it gives the row, if there is one.
+///
+/// ```no_run
+/// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+/// use shkv_client::Consistency;
+/// use std::time::Duration;
+///
+/// let get = client.get("k").consistency(Consistency::Eventual).deadline(Duration::from_millis(100));
+/// let row = get.await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a get is sent when it is awaited"]
+pub struct Get {
+    keyspace: Keyspace,
+    key: Bytes,
+    consistency: Consistency,
+    within: Duration,
+}
+
+impl Get {
+    pub(crate) fn new(keyspace: Keyspace, key: &[u8]) -> Self {
+        let within = keyspace.inner().config.deadline;
+        Self { keyspace, key: Bytes::copy_from_slice(key), consistency: Consistency::default(), within }
+    }
+
+    /// How fresh the answer must be; linearizable unless said otherwise.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// let row = client.get("k").consistency(shkv_client::Consistency::Eventual).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn consistency(mut self, consistency: Consistency) -> Self {
+        self.consistency = consistency;
+        self
+    }
+
+    /// How long the call may take, an hour at most.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// let row = client.get("k").deadline(std::time::Duration::from_millis(200)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn deadline(mut self, within: Duration) -> Self {
+        self.within = within;
+        self
+    }
+
+    /// Sends it, and gives the row together with what the answer holds to.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] or [`Error::Unavailable`]; a read's outcome is never unknown.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// let answer = client.get("k").answer().await?;
+    /// println!("at revision {}", answer.revision);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn answer(self) -> Result<Answer, Error> {
+        let inner = self.keyspace.inner();
+        check_key(inner.limits(), &self.key)?;
+        let deadline = deadline_in(self.within);
+        let keyspace = self.keyspace.id(deadline).await?;
+        let request = Request {
+            kind: Kind::Get,
+            keyspace,
+            aim: Aim::Key(&self.key),
+            consistency: self.consistency,
+            write: false,
+            head: |consistency| codec::encode(&message::Get { keyspace, key: &self.key, consistency }),
+            tail: Bytes::new(),
+        };
+        let Answered { head, tail, shard }: Answered<GetDone> = ask(inner, &request, deadline).await?;
+        inner.saw(shard, head.revision);
+        let row = head.version.map(|version| Row { key: self.key.clone(), version, value: tail });
+        Ok(Answer { row, consistency: head.consistency.into(), revision: head.revision })
+    }
+}
+
+impl IntoFuture for Get {
+    type Output = Result<Option<Row>, Error>;
+    type IntoFuture = Call<Option<Row>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { Ok(self.answer().await?.row) })
+    }
+}
+
+/// A put that is not yet sent; see [`crate::Client::put`]. Awaiting it gives what was [`Written`].
+///
+/// ```no_run
+/// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+/// client.put("k", "v").deadline(std::time::Duration::from_secs(1)).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a put is sent when it is awaited"]
+pub struct Put {
+    keyspace: Keyspace,
+    key: Bytes,
+    value: Bytes,
+    within: Duration,
+}
+
+impl Put {
+    pub(crate) fn new(keyspace: Keyspace, key: &[u8], value: Bytes) -> Self {
+        let within = keyspace.inner().config.deadline;
+        Self { keyspace, key: Bytes::copy_from_slice(key), value, within }
+    }
+
+    /// How long the call may take, an hour at most.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// client.put("k", "v").deadline(std::time::Duration::from_millis(200)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn deadline(mut self, within: Duration) -> Self {
+        self.within = within;
+        self
+    }
+}
+
+impl IntoFuture for Put {
+    type Output = Result<Written, Error>;
+    type IntoFuture = Call<Written>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            check_value(self.keyspace.inner().limits(), &self.value)?;
+            write(Kind::Put, &self.keyspace, &self.key, self.value, self.within).await
+        })
+    }
+}
+
+/// A delete that is not yet sent; see [`crate::Client::delete`]. Awaiting it gives what was [`Written`].
+///
+/// ```no_run
+/// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+/// client.delete("k").deadline(std::time::Duration::from_secs(1)).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a delete is sent when it is awaited"]
+pub struct Delete {
+    keyspace: Keyspace,
+    key: Bytes,
+    within: Duration,
+}
+
+impl Delete {
+    pub(crate) fn new(keyspace: Keyspace, key: &[u8]) -> Self {
+        let within = keyspace.inner().config.deadline;
+        Self { keyspace, key: Bytes::copy_from_slice(key), within }
+    }
+
+    /// How long the call may take, an hour at most.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// client.delete("k").deadline(std::time::Duration::from_millis(200)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn deadline(mut self, within: Duration) -> Self {
+        self.within = within;
+        self
+    }
+}
+
+impl IntoFuture for Delete {
+    type Output = Result<Written, Error>;
+    type IntoFuture = Call<Written>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { write(Kind::Delete, &self.keyspace, &self.key, Bytes::new(), self.within).await })
+    }
+}
+
+async fn write(kind: Kind, keyspace: &Keyspace, key: &[u8], tail: Bytes, within: Duration) -> Result<Written, Error> {
+    let inner = keyspace.inner();
+    check_key(inner.limits(), key)?;
+    let deadline = deadline_in(within);
+    let keyspace = keyspace.id(deadline).await?;
+    let request = Request {
+        kind,
+        keyspace,
+        aim: Aim::Key(key),
+        consistency: Consistency::Linearizable,
+        write: true,
+        head: |_| codec::encode(&message::Write { keyspace, key }),
+        tail,
+    };
+    let answered: Answered<WriteDone> = ask(inner, &request, deadline).await?;
+    Ok(written(inner, &answered))
+}
+
+/// Takes a write's answer in.
+pub(crate) fn written(inner: &Inner, answered: &Answered<WriteDone>) -> Written {
+    inner.saw(answered.shard, answered.head.revision);
+    Written { version: answered.head.revision, removed: answered.head.removed }
+}
+
+/// Refuses a key that no shard would take.
+pub(crate) fn check_key(limits: &Limits, key: &[u8]) -> Result<(), Error> {
+    if key.is_empty() {
+        return Err(Error::refused(RefusalCode::KeyEmpty, "the key is empty; a key has at least one byte"));
+    }
+    if key.len() > limits.key_bytes_max as usize {
+        let text = format!("a key of {} bytes is over KEY_BYTES_MAX = {}", key.len(), limits.key_bytes_max);
+        return Err(Error::refused(RefusalCode::KeyTooLarge, text));
+    }
+    Ok(())
+}
+
+/// Refuses a value that no shard would take.
+pub(crate) fn check_value(limits: &Limits, value: &[u8]) -> Result<(), Error> {
+    if value.len() > limits.value_bytes_max as usize {
+        let text = format!("a value of {} bytes is over VALUE_BYTES_MAX = {}", value.len(), limits.value_bytes_max);
+        return Err(Error::refused(RefusalCode::ValueTooLarge, text));
+    }
+    Ok(())
+}

@@ -1,0 +1,409 @@
+//! Rows in order, page by page, over all shards that the range touches.
+//!
+//! Pages of all shards are fetched side by side and merged. Of each shard at most one page is held and one more
+//! fetched ahead, so that memory is bounded by twice the page size for each shard, however long the scan is.
+
+use crate::call::{Aim, Answered, Request, ask, deadline_in};
+use crate::error::Error;
+use crate::inner::Inner;
+use crate::keyspace::Keyspace;
+use crate::range::KeyRange;
+use crate::token::Consistency;
+use bytes::Bytes;
+use shkv_proto::codec;
+use shkv_proto::frame::Kind;
+use shkv_proto::ids::{KeyspaceId, ShardId};
+use shkv_proto::limits::{PAGE_BYTES_DEFAULT, PAGE_ROWS_MAX};
+use shkv_proto::map::Part;
+use shkv_proto::merge::{Merge, Row, rows_of_page};
+use shkv_proto::message::{self, RefusalCode, ScanDone};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// Smallest page that is asked of a shard when the caller names no size.
+const PAGE_BYTES_MIN: usize = 64 << 10;
+
+/// A scan that is not yet begun; see [`crate::Client::scan`]. [`Scan::rows`] begins it.
+///
+/// ```no_run
+/// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+/// let mut keys = client.scan(..).prefix("city/").keys_only().limit(1_000).rows();
+/// while let Some(row) = keys.next().await? {
+///     println!("{:?}", row.key);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a scan is begun by rows()"]
+pub struct Scan {
+    keyspace: Keyspace,
+    range: KeyRange,
+    reverse: bool,
+    keys_only: bool,
+    limit: Option<u64>,
+    page_bytes: Option<u32>,
+    consistency: Consistency,
+    within: Duration,
+}
+
+impl Scan {
+    pub(crate) fn new(keyspace: Keyspace, range: KeyRange) -> Self {
+        let within = keyspace.inner().config.deadline;
+        Self {
+            keyspace,
+            range,
+            reverse: false,
+            keys_only: false,
+            limit: None,
+            page_bytes: None,
+            consistency: Consistency::default(),
+            within,
+        }
+    }
+
+    /// Only keys of the range that begin with `prefix`.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// let first = client.scan(..).prefix("city/").rows().next().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
+        self.range = self.range.and(KeyRange::prefix(prefix));
+        self
+    }
+
+    /// From the last key to the first.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// let first = client.scan(..).reverse().rows().next().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn reverse(mut self) -> Self {
+        self.reverse = true;
+        self
+    }
+
+    /// Leave out the values.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// let first = client.scan(..).keys_only().rows().next().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn keys_only(mut self) -> Self {
+        self.keys_only = true;
+        self
+    }
+
+    /// At most this many rows.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// let first = client.scan(..).limit(10).rows().next().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn limit(mut self, rows: u64) -> Self {
+        self.limit = Some(rows);
+        self
+    }
+
+    /// Bytes of keys and values in a page of one shard, cut to what the cluster allows. A page has at least one row.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// let first = client.scan(..).page_bytes(64 << 10).rows().next().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn page_bytes(mut self, bytes: u32) -> Self {
+        self.page_bytes = Some(bytes.max(1));
+        self
+    }
+
+    /// How fresh each page must be; linearizable unless said otherwise. Pages are not of one moment.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// let first = client.scan(..).consistency(shkv_client::Consistency::Causal).rows().next().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn consistency(mut self, consistency: Consistency) -> Self {
+        self.consistency = consistency;
+        self
+    }
+
+    /// How long each page may take, an hour at most.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// let first = client.scan(..).deadline(std::time::Duration::from_millis(200)).rows().next().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn deadline(mut self, within: Duration) -> Self {
+        self.within = within;
+        self
+    }
+
+    /// Begins it. Nothing is sent before the first [`Rows::next`].
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// let first = client.scan(..).rows().next().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn rows(self) -> Rows {
+        let left = self.limit.unwrap_or(u64::MAX);
+        let rest = self.range.clone();
+        Rows { scan: self, state: State::Fresh, rest, left, fetches: JoinSet::new() }
+    }
+}
+
+/// The rows of a scan.
+///
+/// ```no_run
+/// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+/// let mut rows = client.scan(..).limit(10).rows();
+/// while let Some(row) = rows.next().await? {
+///     println!("{:?}", row.key);
+/// }
+/// if let Some(rest) = rows.cursor() {
+///     let mut next_page = client.scan(rest).limit(10).rows();
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Rows {
+    scan: Scan,
+    state: State,
+    /// What is left behind the last row that was given out.
+    rest: KeyRange,
+    /// Rows that may still be given out.
+    left: u64,
+    /// Pages under way, at most one for each source. They are stopped when the scan is dropped.
+    fetches: JoinSet<(usize, Result<Page, Error>)>,
+}
+
+#[derive(Debug)]
+enum State {
+    Fresh,
+    Running { keyspace: KeyspaceId, merge: Merge, sources: Vec<Source> },
+    Done,
+}
+
+/// One shard of the scan, or all of them by way of a balancer.
+#[derive(Debug)]
+struct Source {
+    shard: ShardId,
+    /// What is still to be fetched; `None` at its end.
+    ahead: Option<message::Scan>,
+    fetching: bool,
+    /// The page that was fetched ahead.
+    page: Option<Page>,
+}
+
+#[derive(Debug)]
+struct Page {
+    rows: Vec<Row>,
+    next: Option<Vec<u8>>,
+}
+
+impl Rows {
+    /// The next row; `None` at the end of the range or at the limit.
+    ///
+    /// It may be dropped while it waits without a row being lost, and called again after an error: it goes on where
+    /// it was.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] or [`Error::Refused`].
+    ///
+    /// ```no_run
+    /// # async fn example(mut rows: shkv_client::Rows) -> Result<(), shkv_client::Error> {
+    /// while let Some(row) = rows.next().await? {
+    ///     println!("{:?}", row.key);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn next(&mut self) -> Result<Option<Row>, Error> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        if matches!(self.state, State::Fresh) {
+            self.begin().await?;
+        }
+        loop {
+            let State::Running { keyspace, merge, sources } = &mut self.state else { return Ok(None) };
+            if let Some(row) = merge.pop() {
+                self.left -= 1;
+                self.rest = self.rest.behind(&row.key, self.scan.reverse);
+                return Ok(Some(row));
+            }
+            let hungry: Vec<usize> = merge.hungry().collect();
+            if hungry.is_empty() {
+                self.state = State::Done;
+                return Ok(None);
+            }
+            for at in hungry {
+                let source = &mut sources[at];
+                if let Some(page) = source.page.take() {
+                    let enough = page.rows.len() as u64 >= self.left;
+                    source.ahead = source.ahead.take().zip(page.next).map(|(scan, next)| scan.resumed(next));
+                    merge.feed(at, page.rows, source.ahead.is_none());
+                    if enough {
+                        continue; // this page alone reaches the limit: nothing more of the shard will be wanted
+                    }
+                }
+                if let Some(scan) = source.ahead.as_ref().filter(|_| !source.fetching && source.page.is_none()) {
+                    source.fetching = true;
+                    let (inner, scan) = (self.scan.keyspace.inner().clone(), scan.clone());
+                    let page = fetch(inner, *keyspace, source.shard, scan, self.scan.consistency, self.scan.within);
+                    self.fetches.spawn(async move { (at, page.await) });
+                }
+            }
+            if merge.hungry().next().is_none() {
+                continue;
+            }
+            match self.fetches.join_next().await {
+                Some(Ok((at, page))) => {
+                    sources[at].fetching = false;
+                    sources[at].page = Some(page?);
+                }
+                Some(Err(_)) => {
+                    // Which page it was is not known, so all that are under way are fetched anew.
+                    self.fetches = JoinSet::new();
+                    sources.iter_mut().for_each(|source| source.fetching = false);
+                    return Err(Error::unavailable("the task that fetched a page was stopped"));
+                }
+                None => {} // every hungry source had its page already
+            }
+        }
+    }
+
+    /// The range that is left behind the last row given out, from which another scan can go on; `None` when the range
+    /// is done.
+    ///
+    /// ```no_run
+    /// # fn example(rows: shkv_client::Rows) {
+    /// if let Some(rest) = rows.cursor() {
+    ///     println!("go on at {:?}", rest.start);
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn cursor(&self) -> Option<KeyRange> {
+        let done = matches!(self.state, State::Done) || self.rest.is_empty();
+        (!done).then(|| self.rest.clone())
+    }
+
+    async fn begin(&mut self) -> Result<(), Error> {
+        if self.rest.is_empty() {
+            self.state = State::Done;
+            return Ok(());
+        }
+        let inner = self.scan.keyspace.inner().clone();
+        let keyspace = self.scan.keyspace.id(deadline_in(self.scan.within)).await?;
+        let shards = aims_of(&inner, keyspace, &self.rest, self.scan.consistency)?;
+        let page_bytes_default = (PAGE_BYTES_DEFAULT / shards.len().max(1)).max(PAGE_BYTES_MIN) as u32;
+        let head = message::Scan {
+            keys_only: self.scan.keys_only,
+            rows_max: self.left.min(PAGE_ROWS_MAX as u64) as u32,
+            bytes_max: self.scan.page_bytes.unwrap_or(page_bytes_default).min(inner.limits().page_bytes_max),
+            ..scan_head(keyspace, &self.rest, self.scan.reverse)
+        };
+        let merge = Merge::new(shards.len(), self.scan.reverse);
+        let source = |shard| Source { shard, ahead: Some(head.clone()), fetching: false, page: None };
+        let sources = shards.into_iter().map(source).collect();
+        self.state = State::Running { keyspace, merge, sources };
+        Ok(())
+    }
+}
+
+/// The head of a scan of `range` without limits.
+pub(crate) fn scan_head(keyspace: KeyspaceId, range: &KeyRange, reverse: bool) -> message::Scan {
+    message::Scan {
+        keyspace,
+        start: range.start.clone(),
+        end: range.end.clone(),
+        reverse,
+        keys_only: false,
+        rows_max: 0,
+        bytes_max: 0,
+        consistency: message::Consistency::Linearizable,
+    }
+}
+
+/// The shards that can hold keys of `range`. It is [`ShardId::UNROUTED`] alone where a balancer merges; a causal scan
+/// goes to each shard, because a revision is of one shard.
+pub(crate) fn aims_of(
+    inner: &Inner,
+    keyspace: KeyspaceId,
+    range: &KeyRange,
+    consistency: Consistency,
+) -> Result<Vec<ShardId>, Error> {
+    if inner.config.through_balancer && consistency != Consistency::Causal {
+        return Ok(vec![ShardId::UNROUTED]);
+    }
+    let view = inner.view();
+    let mut known = false;
+    let mut shards = Vec::new();
+    for shard in view.routes.map().shards_of(keyspace) {
+        known = true;
+        let touched = match &shard.part {
+            Part::Hash { .. } => true,
+            Part::Range { start, end } => {
+                let part = KeyRange { start: start.clone(), end: end.clone() };
+                !part.and(range.clone()).is_empty()
+            }
+        };
+        if touched {
+            shards.push(shard.id);
+        }
+    }
+    if known {
+        Ok(shards)
+    } else {
+        Err(Error::refused(RefusalCode::UnknownKeyspace, format!("no keyspace {keyspace}")))
+    }
+}
+
+async fn fetch(
+    inner: Arc<Inner>,
+    keyspace: KeyspaceId,
+    shard: ShardId,
+    scan: message::Scan,
+    consistency: Consistency,
+    within: Duration,
+) -> Result<Page, Error> {
+    let request = Request {
+        kind: Kind::Scan,
+        keyspace,
+        aim: if shard == ShardId::UNROUTED { Aim::Keyspace } else { Aim::Shard(shard) },
+        consistency,
+        write: false,
+        head: |consistency| codec::encode(&message::Scan { consistency, ..scan.clone() }),
+        tail: Bytes::new(),
+    };
+    let Answered { head: mut page, tail, .. }: Answered<ScanDone> = ask(&inner, &request, deadline_in(within)).await?;
+    inner.saw(shard, page.revision);
+    let rows = rows_of_page(&mut page, tail).map_err(|error| Error::unavailable(error.to_string()))?;
+    let gets_on = page.next.as_ref().is_none_or(|next| {
+        if scan.reverse { scan.end.as_ref().is_none_or(|end| next < end) } else { *next > scan.start }
+    });
+    if !gets_on {
+        return Err(Error::unavailable("a shard's scan does not get on")); // or the scan would never end
+    }
+    Ok(Page { rows, next: page.next })
+}

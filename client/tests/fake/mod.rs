@@ -1,0 +1,250 @@
+//! A cluster that is a `BTreeMap` behind real sockets: enough of node and balancer to try the client's ways.
+
+#![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test server starts tasks, and may panic")]
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use serde::Serialize;
+use shkv_proto::codec;
+use shkv_proto::frame::{Frame, Kind};
+use shkv_proto::ids::{ClusterId, Epoch, KeyspaceId, NodeId, ReplicaId, ShardId};
+use shkv_proto::limits::Limits;
+use shkv_proto::map::{KeyspaceInfo, Map, NodeInfo, Part, ReplicaInfo, ShardInfo};
+use shkv_proto::message::{
+    Batch, BatchOp, Consistency, CountDone, Failure, Get, GetDone, MapDone, Role, RowHead, Scan, ScanDone, Welcome,
+    Write, WriteDone,
+};
+use shkv_proto::outbox::Outbox;
+use shkv_proto::session::{Session, accept};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+const KEYSPACE: KeyspaceId = KeyspaceId(1);
+
+/// The state of the whole fake cluster.
+pub struct Fake {
+    pub map: Mutex<Map>,
+    rows: Mutex<BTreeMap<Vec<u8>, (u64, Bytes)>>,
+    revision: Mutex<u64>,
+    /// Writes that came in, by way of nodes and by way of the balancer.
+    pub writes_at_nodes: AtomicU32,
+    pub writes_at_balancer: AtomicU32,
+    pub requests: AtomicU32,
+    /// Take the next write, do it, and close the connection without an answer.
+    pub lose_next_answer: AtomicBool,
+    /// Sent to, it ends all listeners and connections.
+    pub close: watch::Sender<()>,
+    /// The revision that the last causal read asked for.
+    pub causal_revision: Mutex<Option<u64>>,
+}
+
+impl Fake {
+    /// A cluster of one node and a balancer; gives the balancer's address.
+    pub async fn start(shards: u32, node_is_up: bool) -> (Arc<Self>, String) {
+        let node = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let balancer = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let replica = ReplicaInfo { id: ReplicaId(1), node: NodeId(1) };
+        let map = Map {
+            cluster: ClusterId(7),
+            epoch: Epoch(1),
+            nodes: vec![NodeInfo {
+                id: NodeId(1),
+                name: "Server0".into(),
+                addr: node.local_addr().unwrap().to_string(),
+            }],
+            keyspaces: vec![KeyspaceInfo { id: KEYSPACE, name: "default".into() }],
+            shards: Part::hash_split(shards)
+                .into_iter()
+                .zip(1..)
+                .map(|(part, n)| ShardInfo { id: ShardId(n), keyspace: KEYSPACE, part, replicas: vec![replica] })
+                .collect(),
+        };
+        let fake = Arc::new(Self {
+            map: Mutex::new(map),
+            rows: Mutex::default(),
+            revision: Mutex::default(),
+            writes_at_nodes: AtomicU32::new(0),
+            writes_at_balancer: AtomicU32::new(0),
+            requests: AtomicU32::new(0),
+            lose_next_answer: AtomicBool::new(false),
+            close: watch::Sender::new(()),
+            causal_revision: Mutex::new(None),
+        });
+        let addr = balancer.local_addr().unwrap().to_string();
+        tokio::spawn(fake.clone().listen(balancer, Role::Balancer));
+        if node_is_up {
+            tokio::spawn(fake.clone().listen(node, Role::Node(NodeId(1))));
+        }
+        (fake, addr)
+    }
+
+    async fn listen(self: Arc<Self>, listener: TcpListener, role: Role) {
+        let mut closed = self.close.subscribe();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => drop(tokio::spawn(self.clone().serve(stream, role))),
+                    Err(_) => return,
+                },
+                _ = closed.changed() => return,
+            }
+        }
+    }
+
+    async fn serve(self: Arc<Self>, stream: TcpStream, role: Role) {
+        let welcome = Welcome {
+            version: 1,
+            cluster: Some(self.map.lock().cluster),
+            role,
+            name: "fake".into(),
+            limits: Limits::OURS,
+        };
+        let accepted = accept(stream, |hello| {
+            hello.check_cluster(welcome.cluster)?;
+            Ok(welcome)
+        });
+        let Ok(Session { mut reader, mut writer, .. }) = accepted.await else { return };
+        let outbox = Arc::new(Outbox::default());
+        let writing = outbox.clone();
+        tokio::spawn(async move { writing.write_to(&mut writer).await });
+        let mut frames = Vec::new();
+        let mut closed = self.close.subscribe();
+        loop {
+            tokio::select! {
+                read = reader.next_batch(&mut frames) => if !matches!(read, Ok(true)) { break },
+                _ = closed.changed() => break,
+            }
+            for frame in frames.drain(..) {
+                self.requests.fetch_add(1, Ordering::SeqCst);
+                let write = matches!(frame.header.kind, Kind::Put | Kind::Delete | Kind::Batch);
+                if write {
+                    let counter = if role == Role::Balancer { &self.writes_at_balancer } else { &self.writes_at_nodes };
+                    counter.fetch_add(1, Ordering::SeqCst);
+                }
+                let answer = self.answer(&frame);
+                if write && self.lose_next_answer.swap(false, Ordering::SeqCst) {
+                    outbox.close();
+                    return;
+                }
+                let (kind, head, tail) = match answer {
+                    Ok((head, tail)) => (Kind::Done, head, tail),
+                    Err(failure) => (Kind::Failed, codec::encode(&failure).unwrap(), Bytes::new()),
+                };
+                outbox.push(&Frame::new(frame.header.answer(kind), head, tail));
+            }
+        }
+        outbox.close();
+    }
+
+    fn answer(&self, frame: &Frame) -> Result<(Vec<u8>, Bytes), Failure> {
+        let encode = |head: &dyn Fn() -> Vec<u8>| Ok((head(), Bytes::new()));
+        match frame.header.kind {
+            Kind::Map => {
+                let done = MapDone { map: self.map.lock().clone(), leaders: vec![] };
+                encode(&|| codec::encode(&done).unwrap())
+            }
+            Kind::Get => {
+                let get: Get<'_> = codec::decode_borrowed(&frame.head).unwrap();
+                if let Consistency::Causal { revision } = get.consistency {
+                    *self.causal_revision.lock() = Some(revision);
+                }
+                let row = self.rows.lock().get(get.key).cloned();
+                let done = GetDone {
+                    version: row.as_ref().map(|(version, _)| *version),
+                    revision: *self.revision.lock(),
+                    consistency: get.consistency,
+                };
+                Ok((encoded(&done), row.map(|(_, value)| value).unwrap_or_default()))
+            }
+            Kind::Put => {
+                let write: Write<'_> = codec::decode_borrowed(&frame.head).unwrap();
+                encode(&|| encoded(&self.write(write.key, Some(frame.tail.clone()))))
+            }
+            Kind::Delete => {
+                let write: Write<'_> = codec::decode_borrowed(&frame.head).unwrap();
+                encode(&|| encoded(&self.write(write.key, None)))
+            }
+            Kind::Batch => Ok((encoded(&self.batch(frame)), Bytes::new())),
+            Kind::Scan => Ok(self.scan(frame)),
+            Kind::Count => {
+                let scan: Scan = codec::decode(&frame.head).unwrap();
+                let rows = self.matching(&scan, frame.header.shard).len() as u64;
+                Ok((encoded(&CountDone { rows, next: None }), Bytes::new()))
+            }
+            other => panic!("the fake does not know {other:?}"),
+        }
+    }
+
+    fn write(&self, key: &[u8], value: Option<Bytes>) -> WriteDone {
+        let mut revision = self.revision.lock();
+        *revision += 1;
+        let removed = match value {
+            Some(value) => {
+                self.rows.lock().insert(key.to_vec(), (*revision, value));
+                0
+            }
+            None => u32::from(self.rows.lock().remove(key).is_some()),
+        };
+        WriteDone { revision: *revision, removed }
+    }
+
+    fn batch(&self, frame: &Frame) -> WriteDone {
+        let batch: Batch<'_> = codec::decode_borrowed(&frame.head).unwrap();
+        let part = self.map.lock().shard(frame.header.shard).expect("the header names the shard").part.clone();
+        let mut tail = frame.tail.clone();
+        let mut done = WriteDone { revision: 0, removed: 0 };
+        for op in &batch.ops {
+            assert!(part.holds(op.key()), "a key of another shard");
+            let value = match op {
+                BatchOp::Put { value_bytes, .. } => Some(tail.split_to(*value_bytes as usize)),
+                BatchOp::Delete { .. } => None,
+            };
+            let one = self.write(op.key(), value);
+            done = WriteDone { revision: one.revision, removed: done.removed + one.removed };
+        }
+        assert!(tail.is_empty());
+        done
+    }
+
+    fn matching(&self, scan: &Scan, shard: ShardId) -> Vec<(Vec<u8>, u64, Bytes)> {
+        let part = self.map.lock().shard(shard).map_or(Part::everything(), |shard| shard.part.clone());
+        let rows = self.rows.lock();
+        let in_range = |key: &Vec<u8>| *key >= scan.start && scan.end.as_ref().is_none_or(|end| key < end);
+        let mut rows: Vec<_> = rows
+            .iter()
+            .filter(|(key, _)| in_range(key) && part.holds(key))
+            .map(|(key, (version, value))| (key.clone(), *version, value.clone()))
+            .collect();
+        if scan.reverse {
+            rows.reverse();
+        }
+        rows
+    }
+
+    fn scan(&self, frame: &Frame) -> (Vec<u8>, Bytes) {
+        let scan: Scan = codec::decode(&frame.head).unwrap();
+        let matching = self.matching(&scan, frame.header.shard);
+        let (mut rows, mut tail, mut bytes) = (Vec::new(), BytesMut::new(), 0);
+        let rows_max = if scan.rows_max == 0 { usize::MAX } else { scan.rows_max as usize };
+        let mut next = None;
+        for (key, version, value) in matching {
+            if rows.len() >= rows_max || bytes >= scan.bytes_max as usize {
+                let last: &RowHead = rows.last().unwrap();
+                next = Some(if scan.reverse { last.key.clone() } else { key });
+                break;
+            }
+            let value = if scan.keys_only { Bytes::new() } else { value };
+            bytes += key.len() + value.len();
+            tail.extend_from_slice(&value);
+            rows.push(RowHead { key, version, value_bytes: value.len() as u32 });
+        }
+        (encoded(&ScanDone { rows, next, revision: *self.revision.lock() }), tail.freeze())
+    }
+}
+
+fn encoded<T: Serialize>(head: &T) -> Vec<u8> {
+    codec::encode(head).unwrap()
+}
