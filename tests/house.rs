@@ -212,7 +212,7 @@ const ARROWS: [(&str, &[&str]); 6] = [
     ("node/Cargo.toml", &["shkv-proto"]),
     ("balancer/Cargo.toml", &["shkv-proto"]),
     ("client/Cargo.toml", &["shkv-proto"]),
-    ("client/cli/Cargo.toml", &["shkv-proto", "shkv-node", "shkv-balancer", "shkv-client"]),
+    ("client/cli/Cargo.toml", &["shkv-proto", "shkv-node", "shkv-balancer", "shkv-client", "shkv-tests"]),
     ("tests/Cargo.toml", &["shkv-proto", "shkv-node", "shkv-balancer", "shkv-client"]),
 ];
 

@@ -24,7 +24,7 @@ const BEAT_SPACING: Duration = Duration::from_millis(10);
 /// How long a node may take to answer.
 const BEAT_TIME_MAX: Duration = Duration::from_secs(2);
 /// A node that is silent for so long on a connection that looks alive is connected to anew.
-const SILENT_MAX: Duration = Duration::from_secs(5);
+const SILENT_MAX: Duration = Duration::from_secs(3);
 
 /// Beats until the balancer stops.
 pub(crate) async fn run(cluster: Arc<Cluster>) {

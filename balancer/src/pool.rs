@@ -36,9 +36,12 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// The link for a lane: whoever keeps to one lane shares system calls with the others on it.
+    /// The link for a lane: whoever keeps to one lane shares system calls with the others on it. While that link is not
+    /// up, another one that is: a node that can be reached must not look as if it were gone.
     pub(crate) fn link(&self, lane: usize) -> &Link {
-        &self.links[lane % LINKS_PER_NODE]
+        let turns = (lane..lane.saturating_add(LINKS_PER_NODE)).map(|turn| &self.links[turn % LINKS_PER_NODE]);
+        let mut turns = turns.filter(|link| link.welcome().is_some());
+        turns.next().unwrap_or(&self.links[lane % LINKS_PER_NODE])
     }
 
     /// How many of the links are up.

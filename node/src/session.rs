@@ -29,6 +29,8 @@ use tokio::sync::{Notify, oneshot};
 
 /// How long a write may take when its sender does not say.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
+/// Entries from this size on share the memory of the frame that brought them.
+const SHARE_BYTES_MIN: usize = 64 << 10;
 /// How long a closing connection waits for what is in hand.
 const CLOSING_TIME_MAX: Duration = Duration::from_secs(3);
 
@@ -215,7 +217,9 @@ impl Served {
                 if entry.data_bytes as usize > tail.len() {
                     return tracing::warn!("Raft messages whose entries are longer than their frame");
                 }
-                data.push(tail.split_to(entry.data_bytes as usize));
+                let bytes = tail.split_to(entry.data_bytes as usize);
+                // The log keeps entries for a while; a small one must not keep the whole read buffer with it.
+                data.push(if bytes.len() < SHARE_BYTES_MIN { Bytes::copy_from_slice(&bytes) } else { bytes });
             }
             let owner = self.shared.owner_of(message.shard);
             if by_owner.len() <= owner {

@@ -23,6 +23,8 @@ pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
 pub const HALF_FRAME_TIME_MAX: Duration = Duration::from_secs(30);
 /// Room made for one read.
 const READ_BYTES: usize = 64 << 10;
+/// Room that is still enough for one read: a small frame that is kept must not cost a whole new buffer.
+const READ_SPARE_BYTES_MIN: usize = 16 << 10;
 /// Most room made ahead of bytes that have only been announced.
 const READ_AHEAD_BYTES_MAX: usize = 1 << 20;
 
@@ -98,7 +100,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             }
             let announced = peek_length(&self.buffer, self.bytes_max)?.map_or(0, |length| 4 + length);
             let missing = announced.saturating_sub(self.buffer.len());
-            self.buffer.reserve(missing.clamp(READ_BYTES, READ_AHEAD_BYTES_MAX));
+            if self.buffer.capacity() - self.buffer.len() < missing.clamp(READ_SPARE_BYTES_MIN, READ_AHEAD_BYTES_MAX) {
+                self.buffer.reserve(missing.clamp(READ_BYTES, READ_AHEAD_BYTES_MAX));
+            }
             let read = if self.buffer.is_empty() {
                 self.stream.read_buf(&mut self.buffer).await?
             } else {

@@ -9,6 +9,9 @@ use std::hint::black_box;
 /// Bytes of memory that a head of the largest size may take while it is decoded.
 const DECODE_BYTES_MAX: usize = 10 * HEAD_BYTES_MAX;
 
+/// A head's name, the bytes before its list, and what decodes it.
+type Case = (&'static str, &'static [u8], fn(&[u8]));
+
 /// The most memory that the process has had since this was last called, in bytes.
 fn peak() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("the process's status");
@@ -18,19 +21,24 @@ fn peak() -> usize {
     kib << 10
 }
 
+fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) {
+    black_box(codec::decode::<T>(bytes).is_ok());
+}
+
 #[test]
 fn a_list_of_the_cheapest_items_costs_no_more_than_a_named_limit() {
     // Each is a list, behind what comes before it in its head, of as many items as there can be, all bytes alike.
-    let decoders: [(&str, &[u8], fn(&[u8])); 7] = [
-        ("ScanDone", &[], |bytes| drop(black_box(codec::decode::<ScanDone>(bytes)))),
+    let decoders: [Case; 7] = [
+        ("ScanDone", &[], decode::<ScanDone>),
         ("Batch", &[1], |bytes| {
-            drop(black_box(codec::decode_borrowed::<Batch<'_>>(bytes).map(|batch| batch.ops.len())))
+            let batch = codec::decode_borrowed::<Batch<'_>>(bytes);
+            black_box(batch.is_ok());
         }),
-        ("MapDone", &[0, 0], |bytes| drop(black_box(codec::decode::<MapDone>(bytes)))),
-        ("Beat", &[], |bytes| drop(black_box(codec::decode::<Beat>(bytes)))),
-        ("StatusDone", &[0, 0, 0], |bytes| drop(black_box(codec::decode::<StatusDone>(bytes)))),
-        ("Raft", &[], |bytes| drop(black_box(codec::decode::<Vec<RaftMessage>>(bytes)))),
-        ("SnapshotChunk", &[], |bytes| drop(black_box(codec::decode::<SnapshotChunk>(bytes)))),
+        ("MapDone", &[0, 0], decode::<MapDone>),
+        ("Beat", &[], decode::<Beat>),
+        ("StatusDone", &[0, 0, 0], decode::<StatusDone>),
+        ("Raft", &[], decode::<Vec<RaftMessage>>),
+        ("SnapshotChunk", &[], decode::<SnapshotChunk>),
     ];
     for (name, before, decode) in decoders {
         for (count, fill) in [(HEAD_BYTES_MAX as u64, 0), (500_000, 1)] {

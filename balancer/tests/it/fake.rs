@@ -44,7 +44,8 @@ struct Shard {
     part: Part,
     rows: BTreeMap<Vec<u8>, (u64, Vec<u8>)>,
     revision: u64,
-    leader: NodeId,
+    /// Nobody before the replica is made that stands for election.
+    leader: Option<NodeId>,
     voters: usize,
 }
 
@@ -90,12 +91,12 @@ impl World {
 
     /// Another node leads a shard from now on.
     pub fn set_leader(&self, shard: ShardId, node: NodeId) {
-        self.state.lock().shards.get_mut(&shard).unwrap().leader = node;
+        self.state.lock().shards.get_mut(&shard).unwrap().leader = Some(node);
     }
 
     /// The node that leads a shard.
     pub fn leader(&self, shard: ShardId) -> NodeId {
-        self.state.lock().shards[&shard].leader
+        self.state.lock().shards[&shard].leader.unwrap()
     }
 
     /// The shard of the default keyspace that holds a key.
@@ -118,7 +119,7 @@ impl World {
     pub fn leads(&self) -> BTreeMap<NodeId, usize> {
         let mut counts = BTreeMap::new();
         for shard in self.state.lock().shards.values().filter(|shard| shard.keyspace == KEYSPACE) {
-            *counts.entry(shard.leader).or_default() += 1;
+            *counts.entry(shard.leader.unwrap()).or_default() += 1;
         }
         counts
     }
@@ -170,8 +171,8 @@ impl FakeNode {
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let serving = serving.clone();
-                tokio::spawn(stopping.clone().run_until_cancelled_owned(async move { serving.serve(stream).await }));
+                let (serving, stop) = (serving.clone(), stopping.clone());
+                tokio::spawn(async move { stop.run_until_cancelled(serving.serve(stream, stop.clone())).await });
             }
         }));
         Self { id: NodeId(id), addr, inner, stop }
@@ -211,7 +212,7 @@ impl FakeNode {
 }
 
 impl Inner {
-    async fn serve(self: Arc<Self>, stream: TcpStream) {
+    async fn serve(self: Arc<Self>, stream: TcpStream, stop: CancellationToken) {
         let welcome = |hello: &Hello| {
             let cluster = *self.cluster.lock();
             hello.check_cluster(cluster)?;
@@ -222,7 +223,7 @@ impl Inner {
         let outbox = Arc::new(Outbox::default());
         let writing = outbox.clone();
         let mut writer = session.writer;
-        tokio::spawn(async move { writing.write_to(&mut writer).await });
+        tokio::spawn(stop.run_until_cancelled_owned(async move { writing.write_to(&mut writer).await }));
         let mut frames = Vec::new();
         while let Ok(true) = session.reader.next_batch(&mut frames).await {
             for frame in frames.drain(..) {
@@ -304,12 +305,12 @@ impl Inner {
             part: create.part,
             rows: BTreeMap::new(),
             revision: 0,
-            leader: self.id,
+            leader: None,
             voters: create.voters.len(),
         };
         let shard = state.shards.entry(create.shard).or_insert(made);
-        if create.campaign && shard.revision == 0 {
-            shard.leader = self.id;
+        if create.campaign {
+            shard.leader.get_or_insert(self.id);
         }
         Ok(())
     }
@@ -322,7 +323,7 @@ impl Inner {
             ReplicaStatus {
                 shard: *id,
                 replica: *replica,
-                leads: elected && shard.leader == self.id,
+                leads: elected && shard.leader == Some(self.id),
                 leader: None,
                 term: u64::from(elected),
                 committed: 0,
@@ -361,7 +362,7 @@ impl Inner {
         let shard = state.shards.get_mut(&id).unwrap();
         let lead = || match shard.leader {
             _ if !elected => Err(Failure::NotLeader { hint: None }),
-            leader if leader != self.id => Err(Failure::NotLeader { hint: Some(leader) }),
+            hint if hint != Some(self.id) => Err(Failure::NotLeader { hint }),
             _ => Ok(()),
         };
         let may_read = |consistency| if consistency == Consistency::Eventual { Ok(()) } else { lead() };

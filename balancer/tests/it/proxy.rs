@@ -119,6 +119,17 @@ async fn eventual_reads_of_one_key_go_to_one_replica() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_from_a_node_that_falls_silent_is_answered_by_another() {
+    let setup = setup(3, LAYOUT).await;
+    put(&setup.client, KEY, b"v").await.unwrap();
+    setup.world.mute_beats();
+    get(&setup.client, KEY, Consistency::Eventual).await.unwrap();
+    let chosen = setup.nodes.iter().find(|node| !node.seen(Kind::Get).is_empty()).unwrap();
+    chosen.order(Order::Hold); // never released: the connection stays open, and nothing comes over it
+    assert!(get(&setup.client, KEY, Consistency::Eventual).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_goes_to_its_one_shard_or_is_refused() {
     let setup = setup(3, LAYOUT).await;
     let keys: Vec<Vec<u8>> = (0..64_u8).map(|n| vec![b'k', n]).collect();

@@ -56,8 +56,8 @@ async fn pages(client: &Link, mut scan: Scan) -> Vec<Row> {
 async fn a_merged_scan_is_the_sorted_union_in_both_directions() {
     let setup = setup(3, LAYOUT).await;
     let mut rows = BTreeMap::new();
-    for n in 0..200_u32 {
-        let key = format!("key/{:03}", n * 7 % 1_000).into_bytes();
+    for n in 0..80_u32 {
+        let key = format!("key/{:03}", n * 17 % 1_000).into_bytes();
         let value = vec![n as u8; (n % 50) as usize];
         put(&setup.client, &key, &value).await.unwrap();
         rows.insert(key, value);

@@ -82,13 +82,9 @@ async fn work(mut server: Connection, plan: Plan, seed: u64, window: Arc<Window>
     Ok(tally)
 }
 
-/// Writes all keys, unless the last is there.
+/// Writes all keys. It costs no more than finding out which are missing.
 async fn load(addr: &str, plan: &Plan) -> anyhow::Result<()> {
     let mut server = Connection::open(addr).await?;
-    server.add(&[b"GET", &key(plan.keys - 1)])?;
-    if matches!(server.ask().await?, Reply::Bulk(Some(_))) {
-        return Ok(());
-    }
     eprintln!("shkv-bench: loading {} keys into redis", plan.keys);
     let value = plan.value(&mut SmallRng::seed_from_u64(0));
     for begin in (0..plan.keys).step_by(LOAD_DEPTH as usize) {
@@ -222,5 +218,85 @@ mod tests {
         for bad in [&b"HTTP/1.1 400\r\n"[..], b"$99999999999999\r\n", b"$x\r\n", b"\r\n"] {
             assert!(take(&mut BytesMut::from(bad)).is_err(), "{bad:?}");
         }
+    }
+
+    /// A server that keeps nothing but which keys were set; every `refused`th command is refused.
+    async fn fake_server(refused: u64) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let keys = Arc::new(std::sync::Mutex::new(std::collections::BTreeSet::new()));
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let keys = keys.clone();
+                tokio::spawn(async move {
+                    let (mut input, mut words, mut commands) = (BytesMut::new(), Vec::new(), 0_u64);
+                    while stream.read_buf(&mut input).await.is_ok_and(|read| read > 0) {
+                        let mut output = Vec::new();
+                        while let Some(word) = word(&mut input) {
+                            words.push(word);
+                            let get = words.len() == 2 && words[0] == "GET";
+                            let info = words.len() == 2 && words[0] == "INFO";
+                            let set = words.len() == 3 && words[0] == "SET";
+                            if !(get || info || set) {
+                                continue;
+                            }
+                            commands += 1;
+                            let key = words[1].to_vec();
+                            words.clear();
+                            let answer: &[u8] = match () {
+                                () if commands.is_multiple_of(refused) => b"-ERR no\r\n",
+                                () if info => b"$38\r\nused_cpu_sys:1.5\r\nused_cpu_user:0.25\r\n\r\n",
+                                () if get && keys.lock().unwrap().contains(&key) => b"$1\r\nv\r\n",
+                                () if get => b"$-1\r\n",
+                                () => {
+                                    keys.lock().unwrap().insert(key);
+                                    b"+OK\r\n"
+                                }
+                            };
+                            output.extend_from_slice(answer);
+                        }
+                        stream.write_all(&output).await.unwrap();
+                    }
+                });
+            }
+        });
+        addr
+    }
+
+    /// The next word of a command; the lines that tell how many words there are, are passed over.
+    fn word(input: &mut BytesMut) -> Option<Bytes> {
+        loop {
+            let end = input.windows(2).position(|pair| pair == b"\r\n")?;
+            if input[0] == b'$' {
+                return match take(input).unwrap()? {
+                    Reply::Bulk(word) => word,
+                    other => panic!("{other:?}"),
+                };
+            }
+            assert_eq!(input[0], b'*');
+            input.advance(end + 2);
+        }
+    }
+
+    fn plan(read_ratio: f64) -> Plan {
+        let (warmup, measured) = (std::time::Duration::from_millis(10), std::time::Duration::from_millis(100));
+        Plan { conns: 2, depth: 8, keys: 1_500, value_bytes: 10, read_ratio, warmup, measured }
+    }
+
+    #[tokio::test]
+    async fn the_loop_runs_against_a_server_that_speaks_resp() {
+        let addr = fake_server(u64::MAX).await;
+        for read_ratio in [1.0, 0.5, 0.0] {
+            let outcome = run(&addr, &plan(read_ratio)).await.unwrap();
+            assert!(outcome.ops > 0 && outcome.errors == 0, "{}", outcome.text());
+        }
+        assert_eq!(usage(&addr).await.unwrap().cpu_us, [(0, 1_750_000)]);
+    }
+
+    #[tokio::test]
+    async fn refused_commands_are_counted_and_do_not_end_the_loop() {
+        let addr = fake_server(3).await;
+        let outcome = run(&addr, &plan(0.0)).await.unwrap();
+        assert!(outcome.ops > 0 && outcome.errors > 0, "{}", outcome.text());
     }
 }
