@@ -107,6 +107,8 @@ impl Outbox {
                 }
                 spare = open;
                 self.filled.notified().await;
+                // Whoever else is about to send does so first: their frames then share this write.
+                tokio::task::yield_now().await;
                 continue;
             }
             let bytes = pieces.iter().map(Bytes::len).sum::<usize>() + open.len();
