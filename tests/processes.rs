@@ -8,6 +8,10 @@
 
 use rand::{RngExt, SeedableRng};
 use shkv_client::Client;
+use shkv_proto::codec;
+use shkv_proto::link::Link;
+use shkv_proto::message::{Consistency, Get, GetDone, Hello, Role};
+use shkv_proto::{Frame, Header, KeyspaceId, Kind, ShardId};
 use shkv_tests::{Cluster, PATIENCE, are_level, is_alive, nodes, outcome, resident_bytes, signal, until};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -403,4 +407,40 @@ fn a_corrupt_log_is_refused_by_name() {
     let output = std::process::Command::new(binary()).args(args).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && text.contains("damaged") && text.contains("Server1"), "{text}");
+}
+
+/// A leader that was frozen wakes up with a request to read already in its hands, after another has taken its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_frozen_does_not_answer_from_its_past() {
+    let data = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(binary(), data.path(), &["--spawn", "process", "--shards", "1"]);
+    let client = cluster.client().await;
+    client.put("k", "old").await.unwrap();
+    let status = nodes(&client).await;
+    let shard = ShardId(1);
+    let leads =
+        |node: &&shkv_client::NodeStatus| node.replicas.iter().any(|replica| replica.shard == shard && replica.leads);
+    let leader = status.iter().find(leads).unwrap();
+    let addr = cluster.ready()["nodes"].as_array().unwrap().iter().find(|node| node["pid"] == leader.process).unwrap();
+    let link = Link::open(addr["addr"].as_str().unwrap(), Hello::ours(None, Role::Client), |_| Ok(()));
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    link.connected(deadline).await.unwrap();
+    let keyspace = KeyspaceId(1);
+    let get = Get { keyspace, key: b"k", consistency: Consistency::Linearizable };
+    let get = Frame::new(Header { shard, ..Header::new(Kind::Get) }, codec::encode(&get).unwrap(), vec![]);
+    let (_, value) = link.ask::<GetDone>(get.clone(), deadline).await.unwrap();
+    assert_eq!(&value[..], b"old");
+    for round in 0..3 {
+        signal(leader.process, "STOP");
+        let new = format!("new{round}");
+        client.put("k", new.clone()).deadline(PATIENCE).await.unwrap();
+        let (sender, answer) = tokio::sync::oneshot::channel();
+        link.submit(get.clone(), deadline, move |result| drop(sender.send(result))).await;
+        signal(leader.process, "CONT");
+        let answer = answer.await.unwrap().unwrap();
+        if answer.header.kind == Kind::Done {
+            assert_eq!(&answer.tail[..], new.as_bytes(), "a deposed leader answered");
+        }
+        until(&client, are_level).await;
+    }
 }

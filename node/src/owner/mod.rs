@@ -125,7 +125,16 @@ impl Owner {
             tokio::select! { // both arms are cancel-safe: recv_many and tick take nothing when they lose
                 biased;
                 _ = ticks.tick() => self.tick(),
-                count = mailbox.recv_many(&mut mails, ROUND_MAX) => if count == 0 { return },
+                count = mailbox.recv_many(&mut mails, ROUND_MAX) => {
+                    if count == 0 {
+                        return;
+                    }
+                    // Sessions that are about to write do so first: their writes then share the round.
+                    tokio::task::yield_now().await;
+                    while mails.len() < ROUND_MAX && let Ok(mail) = mailbox.try_recv() {
+                        mails.push(mail);
+                    }
+                }
             }
             for mail in mails.drain(..) {
                 if let Mail::Stop(done) = mail {
