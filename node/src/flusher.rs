@@ -12,6 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use shkv_proto::ShardId;
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::sync::{mpsc as mail, oneshot};
@@ -71,10 +72,14 @@ impl Flusher {
         let mut work = Work { store, disks, owners, flushed };
         let run = move || {
             while let Ok(job) = receiver.recv() {
-                if let Err(error) = work.job(job) {
-                    // What redb holds now is unknown until it is opened anew; the log has everything that it may lack.
-                    return (work.disks.fail)(error.to_string());
-                }
+                let done = std::panic::catch_unwind(AssertUnwindSafe(|| work.job(job)));
+                let error = match done {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "the flusher gave up; see the message above".to_owned(),
+                };
+                // What redb holds now is unknown until it is opened anew; the log has everything that it may lack.
+                return (work.disks.fail)(error);
             }
         };
         let thread = std::thread::Builder::new().name("flusher".into()).spawn(run)?;

@@ -124,6 +124,12 @@ pub enum StartError {
         /// What is wrong.
         error: log::LogError,
     },
+    /// The rows are there and the log is not.
+    #[error(
+        "{} has rows, but its log is missing, and with it the votes of its replicas; restore it from a copy, or remove the directory and let the node join as a new one",
+        .0.display()
+    )]
+    LogMissing(PathBuf),
     /// The rows cannot be opened, or do not fit the log.
     #[error("{}: {text}", data.display())]
     Store {

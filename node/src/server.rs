@@ -206,6 +206,9 @@ fn open(config: &NodeConfig, handles: &[Handle]) -> Result<(Arc<Shared>, watch::
         Store::open(&data.join("rows.redb"), tuning.cache_bytes).map_err(|error| store_error(error.to_string()))?;
     let disk = Arc::new(RealDisk(log_folder));
     let (log, mut recovered) = Log::open(disk, identity.id(), tuning.log_segment_bytes).map_err(log_error)?;
+    if recovered.is_empty() && replicas.values().any(|meta| meta.state.index > 0) {
+        return Err(StartError::LogMissing(data.clone()));
+    }
     let log = Arc::new(log);
     let mut bases = BTreeMap::new();
     for shard in replicas.keys() {
@@ -241,7 +244,13 @@ fn open(config: &NodeConfig, handles: &[Handle]) -> Result<(Arc<Shared>, watch::
     }
     for (number, ((mailbox, shards), handle)) in owners.into_iter().zip(shards).zip(handles).enumerate() {
         let shared = shared.clone();
-        handle.spawn(async move { Owner::new(shared, number, shards).run(mailbox).await });
+        let owner = handle.spawn(Owner::new(shared.clone(), number, shards).run(mailbox));
+        // Raft stops a replica that finds a promise broken; a node without its owner must not look alive.
+        handle.spawn(async move {
+            if owner.await.is_err_and(|error| error.is_panic()) {
+                shared.fail("a shard's replica found its state broken and gave up; see the message above");
+            }
+        });
     }
     Ok((shared, failed))
 }

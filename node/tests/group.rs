@@ -451,3 +451,15 @@ async fn a_data_directory_serves_one_node_of_one_name() {
     let error = Node::start(config("Server0", &file, "127.0.0.1:0")).await.unwrap_err().to_string();
     assert!(error.contains("file"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_without_their_log_are_not_served() {
+    let mut group = Group::new(1, small()).await;
+    group.put("k", "v").await;
+    group.nodes[0].take().unwrap().0.stop().await;
+    let data = group.folder.path().join("Server0");
+    std::fs::remove_dir_all(data.join("log")).unwrap();
+    let config = NodeConfig { name: "Server0".into(), data, listen: "127.0.0.1:0".into(), tuning: small() };
+    let error = Node::start(config).await.unwrap_err().to_string();
+    assert!(error.contains("log is missing"), "{error}");
+}

@@ -5,6 +5,7 @@
 
 use super::{Log, LogError, ShardWrite};
 use parking_lot::{Condvar, Mutex};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -55,7 +56,12 @@ impl LogWriter {
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
         let writing = {
             let (log, queue) = (log.clone(), queue.clone());
-            thread("log").spawn(move || run(&log, &queue, &on_synced, &on_fatal))?
+            thread("log").spawn(move || {
+                let run = std::panic::catch_unwind(AssertUnwindSafe(|| run(&log, &queue, &on_synced, &on_fatal)));
+                if run.is_err() {
+                    on_fatal("the log's writer gave up; see the message above".into());
+                }
+            })?
         };
         let making = {
             let (log, queue) = (log.clone(), queue.clone());
