@@ -194,17 +194,17 @@ fn learn(inner: &Arc<Inner>, view: &View, way: &Way<'_>, shard: ShardId, error: 
         (Way::Node(peer), CallError::Link(LinkError::NotSent(_))) => {
             // Each node becomes passed over once a second at most, which bounds the attempts that do not wait.
             let news = peer.pass_over(Instant::now());
-            view.routes.note_not_leader(shard, peer.node, None);
+            inner.not_leader(view, shard, peer.node, None);
             inner.refresh_behind();
             news
         }
         (Way::Node(peer), CallError::Link(LinkError::Lost(_) | LinkError::Expired)) => {
-            view.routes.note_not_leader(shard, peer.node, None);
+            inner.not_leader(view, shard, peer.node, None);
             inner.refresh_behind();
             false
         }
         (Way::Node(peer), CallError::Failure(Failure::NotLeader { hint })) => {
-            view.routes.note_not_leader(shard, peer.node, *hint);
+            inner.not_leader(view, shard, peer.node, *hint);
             false
         }
         (Way::Home(link), CallError::Link(LinkError::NotSent(_))) => {

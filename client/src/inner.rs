@@ -14,7 +14,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use shkv_proto::codec;
 use shkv_proto::frame::{Frame, Header, Kind};
-use shkv_proto::ids::{ClusterId, KeyspaceId, ShardId};
+use shkv_proto::ids::{ClusterId, KeyspaceId, NodeId, ShardId};
 use shkv_proto::limits::{Limits, NAME_BYTES_MAX};
 use shkv_proto::link::{CallError, Link, LinkError};
 use shkv_proto::message::{self, Failure, Hello, MapDone, RefusalCode, Role, Welcome};
@@ -68,6 +68,13 @@ impl Inner {
 
     pub(crate) fn view(&self) -> Arc<View> {
         self.view.read().clone()
+    }
+
+    /// A node did not answer as the leader of a shard. The view may have been replaced while the call was under way, with
+    /// the same guess in the new one, so both are told.
+    pub(crate) fn not_leader(&self, asked: &View, shard: ShardId, node: NodeId, hint: Option<NodeId>) {
+        asked.routes.note_not_leader(shard, node, hint);
+        self.view().routes.note_not_leader(shard, node, hint);
     }
 
     pub(crate) fn limits(&self) -> &Limits {

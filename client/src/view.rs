@@ -56,10 +56,9 @@ impl View {
             peers.insert(info.id, peer);
         }
         let routes = Routes::new(map, before.map(|view| &view.routes));
+        // They are newer than what was guessed before: a map is fetched because a guess has led nowhere.
         for (shard, node) in leaders {
-            if routes.leader(*shard).is_none() {
-                routes.note_leader(*shard, *node);
-            }
+            routes.note_leader(*shard, *node);
         }
         Self { routes, peers }
     }

@@ -91,14 +91,18 @@ impl Routes {
         }
     }
 
-    /// Remembers that `node` does not lead a shard, and who may.
+    /// Remembers that `node` does not lead a shard, and who may. Without a hint the replica after it is the next guess, if
+    /// `node` was the last one: calls that each have time for one attempt must not all begin with the same silent node.
     pub fn note_not_leader(&self, shard: ShardId, node: NodeId, hint: Option<NodeId>) {
-        if let Some(at) = self.position(shard) {
-            let hint = hint.filter(|hint| *hint != node).map_or(0, |hint| hint.0);
-            let _ = self.leaders[at].compare_exchange(node.0, hint, Ordering::Relaxed, Ordering::Relaxed);
-            if hint != 0 {
-                self.leaders[at].store(hint, Ordering::Relaxed);
-            }
+        let Some(at) = self.position(shard) else { return };
+        if let Some(hint) = hint.filter(|hint| *hint != node) {
+            return self.leaders[at].store(hint.0, Ordering::Relaxed);
+        }
+        let replicas = &self.map.shards[at].replicas;
+        let next = replicas.iter().position(|replica| replica.node == node).map_or(0, |at| at + 1);
+        let guess = replicas.get(next % replicas.len().max(1)).map_or(0, |replica| replica.node.0);
+        for before in [node.0, 0] {
+            let _ = self.leaders[at].compare_exchange(before, guess, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 
@@ -175,7 +179,9 @@ mod tests {
         routes.note_not_leader(shard.id, NodeId(2), Some(NodeId(3)));
         assert_eq!(target(1), 3);
         routes.note_not_leader(shard.id, NodeId(3), None);
-        assert_eq!(routes.leader(shard.id), None);
+        assert_eq!(target(1), 1, "the one after it");
+        routes.note_not_leader(shard.id, NodeId(3), None);
+        assert_eq!(target(1), 1, "it was not the guess");
     }
 
     #[test]

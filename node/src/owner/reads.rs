@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use tokio::sync::oneshot;
 
 /// How long a round may take before it is asked for again, in nanoseconds: Raft may drop one silently.
-const ROUND_TIME_MAX: u64 = 200_000_000;
+const ROUND_TIME_MAX: u64 = 50_000_000;
 /// Reads that may wait for one shard.
 const WAITING_MAX: usize = 16 << 10;
 

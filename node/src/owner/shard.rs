@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Bytes of writes that may wait for one shard; beyond, more are refused as busy.
-const QUEUED_BYTES_MAX: usize = 32 << 20;
+const QUEUED_BYTES_MAX: usize = 16 << 20;
 /// Log entries of one shard that may be in flight before the next is held back to become larger.
 const ENTRIES_IN_FLIGHT: usize = 1;
 

@@ -33,7 +33,7 @@ pub const LEASE: Duration = Duration::from_millis(TICK.as_millis() as u64 * (ELE
 /// that leader may count on its promise for this long.
 pub const VOTE_HOLD: Duration = Duration::from_millis(TICK.as_millis() as u64 * ELECTION_TICKS as u64);
 /// Append messages in flight to one follower.
-const INFLIGHT_MESSAGES: usize = 256;
+const INFLIGHT_MESSAGES: usize = 64;
 /// Bytes of entries that a leader takes in before any of them is committed.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of committed entries that are handed over for one round of applying.
