@@ -6,7 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "a shell: a thread of its own, because redb blocks")]
 
 use crate::owner::Mail;
-use crate::shared::Disks;
+use crate::space::Space;
 use crate::store::{Base, Flush, ReplicaMeta, Store, StoreError};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -64,12 +64,12 @@ impl Flusher {
     /// The system's, when there can be no more threads.
     pub fn start(
         store: Store,
-        disks: Arc<Disks>,
+        space: Arc<Space>,
         owners: Vec<mail::Sender<Mail>>,
         flushed: BTreeMap<u32, u64>,
     ) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
-        let mut work = Work { store, disks, owners, flushed };
+        let mut work = Work { store, space, owners, flushed };
         let run = move || {
             while let Ok(job) = receiver.recv() {
                 let done = std::panic::catch_unwind(AssertUnwindSafe(|| work.job(job)));
@@ -79,7 +79,7 @@ impl Flusher {
                     Err(_) => "the flusher gave up; see the message above".to_owned(),
                 };
                 // What redb holds now is unknown until it is opened anew; the log has everything that it may lack.
-                return (work.disks.fail)(error);
+                return (work.space.fail)(error);
             }
         };
         let thread = std::thread::Builder::new().name("flusher".into()).spawn(run)?;
@@ -114,7 +114,7 @@ impl Flusher {
 
 struct Work {
     store: Store,
-    disks: Arc<Disks>,
+    space: Arc<Space>,
     owners: Vec<mail::Sender<Mail>>,
     flushed: BTreeMap<u32, u64>,
 }
@@ -155,9 +155,9 @@ impl Work {
         for (shard, index) in keep {
             needed.entry(*shard).and_modify(|flushed| *flushed = (*flushed).min(*index));
         }
-        let log = &self.disks.log;
-        let released = log.release(&needed, self.disks.log_retain_bytes).unwrap_or_else(|error| {
-            (self.disks.fail)(error.to_string());
+        let log = &self.space.log;
+        let released = log.release(&needed, self.space.log_retain_bytes).unwrap_or_else(|error| {
+            (self.space.fail)(error.to_string());
             BTreeMap::new()
         });
         // Every owner hears of what its shards' logs have let go, also of shards that had nothing to flush.
@@ -179,8 +179,8 @@ impl Work {
 
     /// redb cannot be used any more once a write has found the disk full, so it is not begun before there is room.
     fn wait_for_space(&self, bytes: u64) {
-        while self.disks.free_bytes() < 2 * bytes + self.disks.emergency_bytes() && !self.disks.is_stopping() {
-            self.disks.set_full(true);
+        while self.space.free_bytes() < 2 * bytes + self.space.emergency_bytes() && !self.space.is_stopping() {
+            self.space.set_full(true);
             std::thread::sleep(NO_SPACE_RETRY);
         }
     }

@@ -20,11 +20,13 @@ mod machine;
 mod owner;
 mod peers;
 mod replica;
+mod reply;
 mod scan;
 mod server;
 mod session;
 mod shared;
 mod snapshot;
+mod space;
 mod store;
 mod table;
 

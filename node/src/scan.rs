@@ -3,7 +3,8 @@
 #![expect(clippy::disallowed_methods, reason = "a shell: redb's pages are read on threads that may block")]
 
 use crate::cell::{Cell, read_failed};
-use crate::session::{Reply, barrier, head_of, may_answer};
+use crate::reply::Reply;
+use crate::session::{barrier, head_of, may_answer};
 use crate::shared::Shared;
 use crate::table::{Page, PageLimits};
 use bytes::BytesMut;

@@ -11,7 +11,8 @@ use crate::log::Log;
 use crate::log::writer::{LogWriter, Ticket};
 use crate::owner::{MAILBOX, Mail, Owner};
 use crate::peers::Peers;
-use crate::shared::{Disks, Shared, fail_once};
+use crate::shared::Shared;
+use crate::space::{Space, fail_once};
 use crate::store::Store;
 use crate::{NodeConfig, StartError, Tuning, session};
 use shkv_proto::limits::Limits;
@@ -100,7 +101,7 @@ impl Node {
             let mut every = tokio::time::interval(DISK_LOOK_EVERY);
             loop {
                 every.tick().await;
-                watching.disks.look();
+                watching.space.look();
             }
         });
         tracing::info!(node = %shared.identity.id(), name = shared.identity.name(), %addr, "the node listens");
@@ -144,7 +145,7 @@ impl Node {
             shared.mail(owner, Mail::Stop(done)).await;
             stopped.push(answered);
         }
-        shared.disks.stop();
+        shared.space.stop();
         for answered in stopped {
             let _ = tokio::time::timeout(STOP_TIME_MAX, answered).await; // a node that has failed does not flush
         }
@@ -164,7 +165,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.shared.stop.cancel();
-        self.shared.disks.stop();
+        self.shared.space.stop();
         let threads = std::mem::take(&mut self.threads);
         if threads.is_empty() {
             return; // stopped in good order
@@ -215,8 +216,8 @@ fn open(config: &NodeConfig, handles: &[Handle]) -> Result<(Arc<Shared>, watch::
         bases.insert(*shard, store.base(ShardId(*shard)).map_err(|error| store_error(error.to_string()))?);
     }
     let (reason, failed) = watch::channel(None);
-    let disks = Arc::new(Disks::new(data.clone(), log.clone(), &tuning, fail_once(reason.clone())));
-    disks.look();
+    let space = Arc::new(Space::new(data.clone(), log.clone(), &tuning, fail_once(reason.clone())));
+    space.look();
     let (mailboxes, owners): (Vec<_>, Vec<_>) = handles.iter().map(|_| mpsc::channel::<Mail>(MAILBOX)).unzip();
     let (mailboxes, owners): (Vec<mpsc::Sender<Mail>>, Vec<mpsc::Receiver<Mail>>) = (mailboxes, owners);
     let synced = {
@@ -233,9 +234,9 @@ fn open(config: &NodeConfig, handles: &[Handle]) -> Result<(Arc<Shared>, watch::
     };
     let writer = LogWriter::start(log, Box::new(synced), fail_once(reason)).map_err(StartError::Thread)?;
     let flushed = replicas.iter().map(|(shard, meta)| (*shard, meta.state.index)).collect();
-    let flusher = Flusher::start(store, disks.clone(), mailboxes.clone(), flushed).map_err(StartError::Thread)?;
+    let flusher = Flusher::start(store, space.clone(), mailboxes.clone(), flushed).map_err(StartError::Thread)?;
     let peers = Peers::new(identity.id(), identity.cluster());
-    let shared = Arc::new(Shared::new(identity, tuning, Clock::start(), writer, flusher, disks, peers, mailboxes));
+    let shared = Arc::new(Shared::new(identity, tuning, Clock::start(), writer, flusher, space, peers, mailboxes));
     let mut shards: Vec<Vec<_>> = handles.iter().map(|_| Vec::new()).collect();
     for ((shard, meta), base) in replicas.into_iter().zip(bases.into_values()) {
         let log = recovered.remove(&shard).unwrap_or_default();

@@ -8,24 +8,22 @@
 use crate::cell::{Cell, disk_full, read_failed};
 use crate::machine::{self, WriteKind};
 use crate::owner::{Mail, Waiter, WriteJob};
+use crate::reply::{Conn, Reply};
 use crate::scan;
 use crate::shared::Shared;
 use crate::snapshot::Incoming;
 use crate::{admin, table::Found};
 use bytes::Bytes;
-use serde::Serialize;
 use shkv_proto::codec::{self, CodecError};
 use shkv_proto::limits::{CREDIT_REQUESTS, OUTBOX_BYTES_SOFT};
 use shkv_proto::message::{
     Consistency, Failure, Get, GetDone, Hello, MapDone, RaftMessage, RefusalCode, Role, StatusDone,
 };
-use shkv_proto::outbox::Outbox;
 use shkv_proto::session::{Session, SessionError};
-use shkv_proto::{Frame, Header, Kind, ShardId};
+use shkv_proto::{Frame, Kind, ShardId};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 /// How long a write may take when its sender does not say.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
@@ -33,61 +31,6 @@ const DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
 const SHARE_BYTES_MIN: usize = 64 << 10;
 /// How long a closing connection waits for what is in hand.
 const CLOSING_TIME_MAX: Duration = Duration::from_secs(3);
-
-/// A connection as its answers see it.
-#[derive(Debug, Default)]
-pub struct Conn {
-    outbox: Outbox,
-    in_flight: AtomicU32,
-    eased: Notify,
-}
-
-/// Where the answer to one request goes.
-#[derive(Debug)]
-pub struct Reply {
-    conn: Arc<Conn>,
-    header: Header,
-}
-
-impl Reply {
-    /// Answers that it was done.
-    pub fn done<T: Serialize>(self, head: &T) {
-        self.done_with(head, Bytes::new());
-    }
-
-    /// Answers that it was done, with values.
-    pub fn done_with<T: Serialize>(self, head: &T, tail: Bytes) {
-        match codec::encode(head) {
-            Ok(head) => self.conn.outbox.push(&Frame::new(self.header.answer(Kind::Done), head, tail)),
-            Err(error) => self.failed(&Failure::unknown(error.to_string())),
-        }
-    }
-
-    /// Answers that it was not, or is not known.
-    pub fn failed(self, failure: &Failure) {
-        // A failure always fits in a head; if not, the asker's deadline tells it the same as an unknown outcome.
-        if let Ok(head) = codec::encode(failure) {
-            self.conn.outbox.push(&Frame::new(self.header.answer(Kind::Failed), head, Bytes::new()));
-        }
-    }
-
-    /// Answers with what came out.
-    pub fn result<T: Serialize>(self, result: Result<T, Failure>) {
-        match result {
-            Ok(head) => self.done(&head),
-            Err(failure) => self.failed(&failure),
-        }
-    }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        let before = self.conn.in_flight.fetch_sub(1, Ordering::AcqRel);
-        if before >= CREDIT_REQUESTS || before == 1 {
-            self.conn.eased.notify_one();
-        }
-    }
-}
 
 /// Serves a connection until either side ends it.
 pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
@@ -118,12 +61,7 @@ pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
             }
         }
     }
-    let finished = async {
-        while conn.in_flight.load(Ordering::Acquire) > 0 {
-            conn.eased.notified().await;
-        }
-    };
-    let _ = tokio::time::timeout(CLOSING_TIME_MAX, finished).await; // what is not answered by then counts as unknown
+    let _ = tokio::time::timeout(CLOSING_TIME_MAX, conn.eased_to(0)).await; // what is not answered by then counts as unknown
     conn.outbox.close();
     let _ = tokio::time::timeout(CLOSING_TIME_MAX, writing).await; // the other side may not be reading any more
 }
@@ -145,8 +83,7 @@ impl Served {
                 self.raft(&frame);
                 continue;
             }
-            self.conn.in_flight.fetch_add(1, Ordering::AcqRel);
-            let reply = Reply { conn: self.conn.clone(), header: frame.header };
+            let reply = self.conn.begin(frame.header);
             match WriteKind::of(frame.header.kind) {
                 Some(kind) => {
                     if let Err((reply, failure)) = self.write(kind, frame, reply) {
@@ -161,9 +98,7 @@ impl Served {
             }
         }
         self.send_writes().await;
-        while self.conn.in_flight.load(Ordering::Acquire) >= CREDIT_REQUESTS {
-            self.conn.eased.notified().await;
-        }
+        self.conn.eased_to(CREDIT_REQUESTS - 1).await;
     }
 
     async fn send_writes(&mut self) {
@@ -179,7 +114,7 @@ impl Served {
         let Some(cell) = self.shared.cell(frame.header.shard) else {
             return Err((reply, Failure::WrongShard { epoch }));
         };
-        if self.shared.disks.is_full() && kind != WriteKind::Delete {
+        if self.shared.space.is_full() && kind != WriteKind::Delete {
             return Err((reply, disk_full()));
         }
         let holds = |keyspace, key: &[u8]| cell.holds(keyspace, key, epoch);

@@ -5,96 +5,17 @@ use crate::cell::Cell;
 use crate::clock::Clock;
 use crate::flusher::Flusher;
 use crate::identity::Identity;
-use crate::log::Log;
 use crate::log::writer::LogWriter;
 use crate::owner::Mail;
 use crate::peers::Peers;
+use crate::space::Space;
 use parking_lot::{Mutex, RwLock};
 use shkv_proto::message::NodeStatus;
 use shkv_proto::{ClusterId, Epoch, Map, ShardId};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-
-/// The disk: how much is free, and what is done when it fails.
-pub struct Disks {
-    /// The data directory.
-    pub data: PathBuf,
-    /// The log.
-    pub log: Arc<Log>,
-    /// Log that is kept for followers that are behind.
-    pub log_retain_bytes: u64,
-    /// Free space under which puts are refused.
-    pub reserve_bytes: u64,
-    /// Ends the node, with the reason.
-    pub fail: Box<dyn Fn(String) + Send + Sync>,
-    full: AtomicBool,
-    free: AtomicU64,
-    stopping: AtomicBool,
-}
-
-impl Disks {
-    /// A disk that is not full as far as is known.
-    pub fn new(data: PathBuf, log: Arc<Log>, tuning: &Tuning, fail: Box<dyn Fn(String) + Send + Sync>) -> Self {
-        let (full, free, stopping) = (AtomicBool::new(false), AtomicU64::new(u64::MAX), AtomicBool::new(false));
-        let (log_retain_bytes, reserve_bytes) = (tuning.log_retain_bytes, tuning.disk_reserve_bytes);
-        Self { data, log, log_retain_bytes, reserve_bytes, fail, full, free, stopping }
-    }
-
-    /// Asks the system how much is free. A file system that does not say counts as empty.
-    pub fn free_bytes(&self) -> u64 {
-        let free = rustix::fs::statvfs(&self.data).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-        self.free.store(free, Ordering::Relaxed);
-        free
-    }
-
-    /// Free bytes as of the last look.
-    pub fn last_free_bytes(&self) -> u64 {
-        self.free.load(Ordering::Relaxed)
-    }
-
-    /// Looks whether puts must be refused.
-    pub fn look(&self) {
-        self.set_full(self.free_bytes() < self.reserve_bytes);
-    }
-
-    /// Says whether the disk is full.
-    pub fn set_full(&self, full: bool) {
-        if self.full.swap(full, Ordering::Relaxed) != full {
-            let (data, free, reserve) = (self.data.display(), self.last_free_bytes(), self.reserve_bytes);
-            if full {
-                tracing::error!(
-                    "{data}: {free} bytes free, under the reserve of {reserve}; puts are refused until there is more"
-                );
-            } else {
-                tracing::info!("{data}: {free} bytes free, puts are taken again");
-            }
-        }
-    }
-
-    /// Whether puts are refused.
-    pub fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
-    }
-
-    /// What a flush leaves free, so that the log can go on.
-    pub fn emergency_bytes(&self) -> u64 {
-        self.reserve_bytes / 4
-    }
-
-    /// Nobody waits for space any more.
-    pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the node is stopping.
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
-    }
-}
 
 /// What the parts of a node share.
 pub struct Shared {
@@ -109,7 +30,7 @@ pub struct Shared {
     /// Its flusher.
     pub flusher: Flusher,
     /// Its disk.
-    pub disks: Arc<Disks>,
+    pub space: Arc<Space>,
     /// The other nodes.
     pub peers: Peers,
     /// Cancelled when the node stops.
@@ -130,7 +51,7 @@ impl Shared {
         clock: Clock,
         log: LogWriter,
         flusher: Flusher,
-        disks: Arc<Disks>,
+        space: Arc<Space>,
         peers: Peers,
         owners: Vec<mpsc::Sender<Mail>>,
     ) -> Self {
@@ -140,7 +61,7 @@ impl Shared {
             clock,
             log,
             flusher,
-            disks,
+            space,
             peers,
             stop: CancellationToken::new(),
             incoming: Mutex::default(),
@@ -209,7 +130,7 @@ impl Shared {
 
     /// Ends the node, with the reason.
     pub fn fail(&self, reason: &str) {
-        (self.disks.fail)(reason.to_owned());
+        (self.space.fail)(reason.to_owned());
     }
 
     /// What there is to say of the node.
@@ -233,9 +154,9 @@ impl Shared {
             cpu_us: cpu_us(),
             epoch: self.epoch(),
             table_bytes,
-            log_bytes: self.disks.log.bytes(),
-            disk_free_bytes: self.disks.last_free_bytes(),
-            disk_full: self.disks.is_full() || self.log.no_space(),
+            log_bytes: self.space.log.bytes(),
+            disk_free_bytes: self.space.last_free_bytes(),
+            disk_full: self.space.is_full() || self.log.no_space(),
             log_syncs: self.log.syncs(),
             replicas,
         }
@@ -246,16 +167,4 @@ impl Shared {
 fn cpu_us() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
-}
-
-/// How a node's end is told: the first reason counts.
-pub fn fail_once(reason: watch::Sender<Option<String>>) -> Box<dyn Fn(String) + Send + Sync> {
-    Box::new(move |text| {
-        tracing::error!("the node stops: {text}");
-        reason.send_if_modified(|reason| {
-            let is_first = reason.is_none();
-            reason.get_or_insert(text);
-            is_first
-        });
-    })
 }

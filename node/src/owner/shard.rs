@@ -6,7 +6,7 @@ use crate::lease::Lease;
 use crate::log::{Hard, LogEntry, Mark, ShardWrite};
 use crate::machine::{self, BadEntry, Group, WriteKind};
 use crate::replica::{Outgoing, Output, Replica, ReplicaError};
-use crate::session::Reply;
+use crate::reply::Reply;
 use crate::store::{Flush, ReplicaMeta};
 use crate::table::Table;
 use bytes::Bytes;

@@ -1,0 +1,84 @@
+//! The way back to whoever asked: where the answer to one request goes, and what is in hand on its connection.
+
+use bytes::Bytes;
+use serde::Serialize;
+use shkv_proto::codec;
+use shkv_proto::limits::CREDIT_REQUESTS;
+use shkv_proto::message::Failure;
+use shkv_proto::outbox::Outbox;
+use shkv_proto::{Frame, Header, Kind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::sync::Notify;
+
+/// A connection as its answers see it.
+#[derive(Debug, Default)]
+pub struct Conn {
+    /// The answers that wait to be written.
+    pub outbox: Outbox,
+    in_flight: AtomicU32,
+    eased: Notify,
+}
+
+impl Conn {
+    /// Takes a request in hand; its answer goes to the reply that is returned.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>, header: Header) -> Reply {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        Reply { conn: self.clone(), header }
+    }
+
+    /// Waits until no more than `count` requests are in hand.
+    pub async fn eased_to(&self, count: u32) {
+        while self.in_flight.load(Ordering::Acquire) > count {
+            self.eased.notified().await;
+        }
+    }
+}
+
+/// Where the answer to one request goes.
+#[derive(Debug)]
+pub struct Reply {
+    conn: Arc<Conn>,
+    header: Header,
+}
+
+impl Reply {
+    /// Answers that it was done.
+    pub fn done<T: Serialize>(self, head: &T) {
+        self.done_with(head, Bytes::new());
+    }
+
+    /// Answers that it was done, with values.
+    pub fn done_with<T: Serialize>(self, head: &T, tail: Bytes) {
+        match codec::encode(head) {
+            Ok(head) => self.conn.outbox.push(&Frame::new(self.header.answer(Kind::Done), head, tail)),
+            Err(error) => self.failed(&Failure::unknown(error.to_string())),
+        }
+    }
+
+    /// Answers that it was not, or is not known.
+    pub fn failed(self, failure: &Failure) {
+        // A failure always fits in a head; if not, the asker's deadline tells it the same as an unknown outcome.
+        if let Ok(head) = codec::encode(failure) {
+            self.conn.outbox.push(&Frame::new(self.header.answer(Kind::Failed), head, Bytes::new()));
+        }
+    }
+
+    /// Answers with what came out.
+    pub fn result<T: Serialize>(self, result: Result<T, Failure>) {
+        match result {
+            Ok(head) => self.done(&head),
+            Err(failure) => self.failed(&failure),
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        let before = self.conn.in_flight.fetch_sub(1, Ordering::AcqRel);
+        if before >= CREDIT_REQUESTS || before == 1 {
+            self.conn.eased.notify_one();
+        }
+    }
+}
