@@ -13,7 +13,7 @@ use shkv_proto::link::Link;
 use shkv_proto::message::{Consistency, Get, GetDone, Hello, Role};
 use shkv_proto::{Frame, Header, KeyspaceId, Kind, ShardId};
 use shkv_tests::{Cluster, PATIENCE, are_level, is_alive, nodes, outcome, resident_bytes, signal, until};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -37,11 +37,46 @@ struct Writers {
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
+/// A key has one writer and counts upwards, so whether reads are linearizable is easy to judge: a read must not give less
+/// than was acknowledged or read before it began, unless it gives a value whose write is unknown and may come at any time.
+async fn read(client: Client, stop: Arc<AtomicBool>, told: Arc<Mutex<Told>>, seed: u64) {
+    let mut rng = rand::rngs::SmallRng::seed_from_u64(seed);
+    while !stop.load(Ordering::Relaxed) {
+        let chosen = {
+            let told = told.lock().unwrap();
+            let at = rng.random_range(0..told.keys.len().max(1));
+            told.keys.iter().nth(at).map(|(key, (last, _))| (key.clone(), *last.max(told.seen.get(key).unwrap_or(&0))))
+        };
+        let Some((key, floor)) = chosen else {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        };
+        let Ok(row) = client.get(&key).deadline(Duration::from_secs(3)).await else { continue };
+        let value = row.map_or(0, |row| counted(&row.value));
+        let mut told = told.lock().unwrap();
+        let may_come_late = told.keys[&key].1.contains(&value) || told.late.contains(&(key.clone(), value));
+        assert!(value >= floor || may_come_late, "{key} was {floor}, and then {value} was read");
+        let seen = told.seen.entry(key).or_default();
+        *seen = value.max(*seen);
+        told.reads += 1;
+    }
+}
+
+/// The number that a value begins with.
+fn counted(value: &[u8]) -> u64 {
+    std::str::from_utf8(value).unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
 #[derive(Default)]
 struct Told {
     /// For each key the last value acknowledged, and the values tried after it whose outcome is unknown.
     keys: BTreeMap<String, (u64, Vec<u64>)>,
     outcomes: BTreeMap<&'static str, u64>,
+    /// For each key the highest value read.
+    seen: BTreeMap<String, u64>,
+    /// Values whose writes are unknown, also after a later one was acknowledged.
+    late: BTreeSet<(String, u64)>,
+    reads: u64,
 }
 
 impl Writers {
@@ -65,18 +100,24 @@ impl Writers {
                     let result = client.put(&key, padded).deadline(Duration::from_secs(3)).await;
                     let mut told = told.lock().unwrap();
                     *told.outcomes.entry(outcome(&result)).or_default() += 1;
-                    let (last, unknown) = told.keys.entry(key).or_default();
+                    let (last, unknown) = told.keys.entry(key.clone()).or_default();
                     match outcome(&result) {
                         "done" => {
                             *last = value;
                             unknown.clear();
                             done.fetch_add(1, Ordering::Relaxed);
                         }
-                        "unknown" => unknown.push(value),
+                        "unknown" => {
+                            unknown.push(value);
+                            told.late.insert((key, value));
+                        }
                         _ => {}
                     }
                 }
             }));
+        }
+        for reader in 0..2 {
+            tasks.push(tokio::spawn(read(client.clone(), stop.clone(), told.clone(), reader)));
         }
         Self { stop, told, done, tasks }
     }
@@ -105,10 +146,7 @@ async fn nothing_is_lost(client: &Client, told: &Arc<Mutex<Told>>) {
     assert!(keys.len() > 20, "too few keys to judge by");
     for (key, (last, unknown)) in keys {
         let row = client.get(&key).deadline(PATIENCE).await.unwrap();
-        let value = row.map_or(0, |row| {
-            let text = String::from_utf8(row.value.to_vec()).unwrap();
-            text.split(' ').next().unwrap().parse::<u64>().unwrap()
-        });
+        let value = row.map_or(0, |row| counted(&row.value));
         assert!(
             value == last || unknown.contains(&value),
             "{key} is {value}, acknowledged was {last}, unknown are {unknown:?}"
@@ -141,7 +179,9 @@ async fn a_killed_node_comes_back_and_nothing_acknowledged_is_lost() {
     let after = until(&client, are_level).await;
     nothing_is_lost(&client, &told).await;
     let snapshots: u64 = after.iter().flat_map(|node| &node.replicas).map(|replica| replica.snapshots_installed).sum();
-    println!("outcomes {:?}, longest pause {longest:?}, snapshots {snapshots}", told.lock().unwrap().outcomes);
+    let told = told.lock().unwrap();
+    println!("outcomes {:?}, reads {}, longest pause {longest:?}, snapshots {snapshots}", told.outcomes, told.reads);
+    assert!(told.reads > 100, "too few reads to judge by");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
