@@ -34,7 +34,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
         let lacks = cluster.lacks();
         let epoch = cluster.routes().map().epoch;
         let behind = cluster.health(|health, now| health.some_node_is_behind(epoch, now));
-        let settled = !lacks.map && lacks.shards_without_leader.is_empty() && !behind;
+        let settled = !lacks.map_missing && lacks.shards_without_leader.is_empty() && !behind;
         let pause = if settled { BEAT_EVERY } else { BEAT_EVERY_UNSETTLED };
         tokio::select! { // every arm is cancel-safe: none takes anything with it
             () = cluster.stop.cancelled() => return,

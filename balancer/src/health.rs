@@ -36,7 +36,7 @@ struct Leader {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub(crate) struct Lacks {
     /// Whether no map has been read yet.
-    pub(crate) map: bool,
+    pub(crate) map_missing: bool,
     /// Shards of which no live node says that it leads them.
     pub(crate) shards_without_leader: Vec<u32>,
     /// Shards of which too few replicas are on nodes that were heard lately.
@@ -47,7 +47,7 @@ pub(crate) struct Lacks {
 
 impl std::fmt::Display for Lacks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.map {
+        if self.map_missing {
             return f.write_str("the shard map has not been read yet");
         }
         let mut parts = Vec::new();
@@ -67,7 +67,7 @@ impl std::fmt::Display for Lacks {
 impl Lacks {
     /// Whether every shard can be read and written.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.map && self.shards_without_leader.is_empty() && self.shards_without_majority.is_empty()
+        !self.map_missing && self.shards_without_leader.is_empty() && self.shards_without_majority.is_empty()
     }
 }
 
@@ -140,7 +140,7 @@ impl Health {
 
     /// What is missing before every shard of `map` can be served.
     pub(crate) fn lacks(&self, map: &Map, now: Instant) -> Lacks {
-        let mut lacks = Lacks { map: map.epoch == Epoch::NONE, ..Lacks::default() };
+        let mut lacks = Lacks { map_missing: map.epoch == Epoch::NONE, ..Lacks::default() };
         for shard in &map.shards {
             if self.leader(shard.id, now).is_none() {
                 lacks.shards_without_leader.push(shard.id.0);
