@@ -65,7 +65,7 @@ pub trait DiskFile: Send + Sync {
     fn bytes(&self) -> io::Result<u64>;
 }
 
-pub use real::RealDisk;
+pub use real::{RealDisk, sync_folder};
 
 mod real {
     #![expect(clippy::disallowed_methods, reason = "a shell: this is the door to the file system")]
@@ -74,7 +74,7 @@ mod real {
     use std::fs::{File, OpenOptions};
     use std::io;
     use std::os::unix::fs::FileExt;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use std::sync::Arc;
 
     static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
@@ -83,10 +83,12 @@ mod real {
     #[derive(Debug)]
     pub struct RealDisk(pub PathBuf);
 
-    impl RealDisk {
-        fn sync_folder(&self) -> io::Result<()> {
-            File::open(&self.0)?.sync_all()
-        }
+    /// Returns when the names in a folder are on the disk: a file that was synced can be lost with its name.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn sync_folder(folder: &Path) -> io::Result<()> {
+        File::open(folder)?.sync_all()
     }
 
     impl Disk for RealDisk {
@@ -101,7 +103,7 @@ mod real {
                     offset += piece as u64;
                 }
                 file.sync_all()?;
-                self.sync_folder()
+                sync_folder(&self.0)
             };
             if let Err(error) = fill() {
                 let _ = std::fs::remove_file(&path);
@@ -116,7 +118,7 @@ mod real {
 
         fn rename(&self, from: &str, to: &str) -> io::Result<()> {
             std::fs::rename(self.0.join(from), self.0.join(to))?;
-            self.sync_folder()
+            sync_folder(&self.0)
         }
 
         fn remove(&self, name: &str) -> io::Result<()> {

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "a shell: reads and writes the data directory, and draws the node's id")]
 
 use crate::StartError;
+use crate::disk::sync_folder;
 use parking_lot::RwLock;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -126,5 +127,5 @@ fn write(data: &Path, kept: &Kept) -> std::io::Result<()> {
     file.write_all(&bytes)?;
     file.sync_all()?;
     std::fs::rename(&beside, data.join(FILE))?;
-    File::open(data)?.sync_all()
+    sync_folder(data)
 }

@@ -4,7 +4,7 @@
 
 use crate::admin::open_shard;
 use crate::clock::Clock;
-use crate::disk::RealDisk;
+use crate::disk::{RealDisk, sync_folder};
 use crate::flusher::Flusher;
 use crate::identity::Identity;
 use crate::log::Log;
@@ -205,6 +205,14 @@ fn open(config: &NodeConfig, handles: &[Handle]) -> Result<(Arc<Shared>, watch::
     })?;
     let (store, replicas) =
         Store::open(&data.join("rows.redb"), tuning.cache_bytes).map_err(|error| store_error(error.to_string()))?;
+    // The names of what was just made are durable before anything in them is acknowledged.
+    let at = |error| StartError::Data { data: data.clone(), what: "cannot be synced", error };
+    sync_folder(data).map_err(at)?;
+    match data.parent().filter(|parent| !parent.as_os_str().is_empty()).map(sync_folder) {
+        // A parent that this user may not open was not where this process made the directory.
+        Some(Err(error)) if error.kind() != std::io::ErrorKind::PermissionDenied => return Err(at(error)),
+        Some(_) | None => {}
+    }
     let disk = Arc::new(RealDisk(log_folder));
     let (log, mut recovered) = Log::open(disk, identity.id(), tuning.log_segment_bytes).map_err(log_error)?;
     if recovered.is_empty() && replicas.values().any(|meta| meta.state.index > 0) {
