@@ -13,8 +13,8 @@ use shkv_proto::link::{CallError, Link};
 use shkv_proto::map::Part;
 use shkv_proto::merge::{Row, rows_of_page};
 use shkv_proto::message::{
-    Beat, Consistency, CountDone, CreateReplica, Failure, Get, GetDone, Hello, NodeStatus, RefusalCode, Role, Scan,
-    ScanDone, TransferLeader, Write, WriteDone,
+    Beat, Consistency, CountDone, CreateReplica, EntryHead, Failure, Get, GetDone, Hello, NodeStatus, RaftMessage,
+    RefusalCode, Role, Scan, ScanDone, SnapshotHead, TransferLeader, Write, WriteDone,
 };
 use shkv_proto::{ClusterId, Frame, Header, KeyspaceId, Kind, NodeId, ReplicaId, ShardId};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -462,4 +462,74 @@ async fn rows_without_their_log_are_not_served() {
     let config = NodeConfig { name: "Server0".into(), data, listen: "127.0.0.1:0".into(), tuning: small() };
     let error = Node::start(config).await.unwrap_err().to_string();
     assert!(error.contains("log is missing"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raft_messages_that_lie_stop_nobody() {
+    let group = Group::new(3, small()).await;
+    for n in 0..20 {
+        group.put(&format!("k{n}"), "v").await;
+    }
+    let honest = RaftMessage {
+        shard: SHARD,
+        kind: 3,
+        to: ReplicaId(1),
+        from: ReplicaId(2),
+        term: 1,
+        log_term: 0,
+        index: 0,
+        commit: 0,
+        commit_term: 0,
+        reject: false,
+        reject_hint: 0,
+        request_snapshot: 0,
+        context: vec![],
+        priority: 0,
+        stamp: u64::MAX,
+        entries: vec![],
+        snapshot: None,
+    };
+    let entry = |index, term| EntryHead { kind: 0, term, index, data_bytes: 0 };
+    let covers = SnapshotHead {
+        index: 999,
+        term: 9,
+        voters: vec![ReplicaId(1)],
+        voters_outgoing: vec![],
+        learners: vec![],
+        learners_next: vec![],
+        auto_leave: false,
+    };
+    let mut lies = Vec::new();
+    for term in [1, 2, 50, u64::MAX] {
+        for kind in 0..=20 {
+            lies.push(RaftMessage { kind, term, commit: 1 << 40, ..honest.clone() });
+            lies.push(RaftMessage { kind, term, index: u64::MAX, reject_hint: u64::MAX, ..honest.clone() });
+            lies.push(RaftMessage { kind, term, from: ReplicaId(77), commit: 1 << 40, ..honest.clone() });
+            lies.push(RaftMessage { kind, term, snapshot: Some(covers.clone()), ..honest.clone() });
+            lies.push(RaftMessage { kind, term, entries: vec![entry(1, term), entry(2, term)], ..honest.clone() });
+            lies.push(RaftMessage { kind, term, entries: vec![entry(5, 1)], ..honest.clone() });
+        }
+    }
+    for at in 0..3 {
+        let addr = group.nodes[at].as_ref().unwrap().0.addr().to_string();
+        let link = Link::open(addr, Hello::ours(Some(CLUSTER), Role::Node(NodeId(4))), |_| Ok(()));
+        link.connected(soon()).await.unwrap();
+        for lie in &lies {
+            let from = ReplicaId((at as u64 + 1) % 3 + 1);
+            let from = if lie.from == ReplicaId(77) { lie.from } else { from };
+            let lie = RaftMessage { to: ReplicaId(at as u64 + 1), from, ..lie.clone() };
+            let frame = Frame::new(Header::new(Kind::Raft), codec::encode(&vec![lie]).unwrap(), vec![]);
+            assert!(link.tell(&frame, usize::MAX));
+        }
+        let beat = Beat { addrs: vec![], map: None };
+        let status =
+            link.ask::<NodeStatus>(Frame::new(Header::new(Kind::Beat), codec::encode(&beat).unwrap(), vec![]), soon());
+        assert_eq!(status.await.unwrap().0.id, group.ids[at]);
+    }
+    group.put("after", "v").await;
+    assert_eq!(group.get("k7").await.as_deref(), Some("v"));
+    for (node, _) in group.nodes.iter().flatten() {
+        let failed = tokio::time::timeout(Duration::from_millis(1), node.failed()).await;
+        assert!(failed.is_err(), "a node gave up: {failed:?}");
+    }
 }

@@ -214,6 +214,8 @@ impl Owner {
                 let now = self.shared.clock.now();
                 if let Some(shard) = self.shards.get_mut(&number)
                     && !shard.installing
+                    && shard.home(message.from).is_some()
+                    && shard.replica.can_take(&message)
                 {
                     self.staged.insert(number, (meta, guard));
                     shard.replica.step(&message, vec![], now);
@@ -273,7 +275,14 @@ impl Owner {
             if message.to != shard.replica.id() || (over && !message.entries.is_empty()) {
                 continue;
             }
-            if let Some((from, stamp)) = shard.replica.step(&message, data, now) {
+            // A snapshot counts only behind its rows, which come on a connection of their own.
+            if shard.home(message.from).is_none() || message.snapshot.is_some() || !shard.replica.can_take(&message) {
+                tracing::warn!(shard = number, from = %message.from, "a Raft message that no replica of the group can have sent");
+                continue;
+            }
+            if let Some((from, stamp)) = shard.replica.step(&message, data, now)
+                && stamp <= now
+            {
                 shard.lease.acknowledged(message.term, from, stamp);
             }
             self.touch(number);

@@ -13,7 +13,7 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use shkv_proto::limits::APPEND_BYTES_MAX;
-use shkv_proto::message::{RaftMessage, SnapshotHead};
+use shkv_proto::message::{EntryHead, RaftMessage, SnapshotHead};
 use shkv_proto::{ReplicaId, ShardId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +38,14 @@ const INFLIGHT_MESSAGES: usize = 64;
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of committed entries that are handed over for one round of applying.
 const COMMITTED_BYTES_MAX: u64 = 4 << 20;
+
+/// Terms and indexes beyond these were never reached by counting, and adding to them must not overflow.
+const TERM_MAX: u64 = 1 << 62;
+const INDEX_MAX: u64 = 1 << 62;
+/// Kinds of message as in `proto.md`.
+const APPEND_RESPONSE: u8 = 4;
+const SNAPSHOT: u8 = 7;
+const HEARTBEAT: u8 = 8;
 
 /// A Raft message on its way out.
 #[derive(Debug)]
@@ -191,6 +199,26 @@ impl Replica {
     /// Stands for election at once.
     pub fn campaign(&mut self) {
         let _ = self.raft.campaign(); // an error means that it may not; then it does not
+    }
+
+    /// Whether a message keeps the promises that Raft relies on so much that it stops the process when one is broken:
+    /// nothing beyond this log is told to be committed or acknowledged, and nothing committed is overwritten.
+    #[must_use]
+    pub fn can_take(&self, wire: &RaftMessage) -> bool {
+        let log = &self.raft.raft.raft_log;
+        let last = log.last_index();
+        let committed_agrees = |entry: &EntryHead| {
+            entry.index > log.committed || log.term(entry.index).map_or(true, |term| term == entry.term)
+        };
+        wire.term <= TERM_MAX
+            && wire.index <= INDEX_MAX
+            && (wire.kind == SNAPSHOT) == wire.snapshot.is_some()
+            && wire.entries.iter().all(|entry| entry.term <= wire.term && committed_agrees(entry))
+            && match wire.kind {
+                HEARTBEAT => wire.commit <= last,
+                APPEND_RESPONSE => wire.reject || wire.index <= last,
+                _ => true,
+            }
     }
 
     /// Takes in a message from a peer. Returns, for a leader, the peer and the newest stamp that it has taken in.
