@@ -6,11 +6,13 @@
 #![expect(clippy::disallowed_methods, reason = "a shell: tells the time and waits")]
 
 use crate::cluster::Cluster;
+use crate::pool::Home;
 use bytes::Bytes;
 use shkv_proto::codec;
 use shkv_proto::link::{LinkError, done_or_failure};
 use shkv_proto::message::{Beat, NodeStatus};
 use shkv_proto::{Epoch, Frame, Header, Kind, NodeId};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,6 +25,8 @@ const BEAT_EVERY_UNSETTLED: Duration = Duration::from_millis(50);
 const BEAT_SPACING: Duration = Duration::from_millis(10);
 /// How long a node may take to answer.
 const BEAT_TIME_MAX: Duration = Duration::from_secs(2);
+/// A beat that is so much too late shows that this process was held up.
+const DEAF_TIME: Duration = Duration::from_secs(1);
 /// A node that is silent for so long on a connection that looks alive is connected to anew.
 const SILENT_MAX: Duration = Duration::from_secs(3);
 
@@ -42,6 +46,13 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
             () = tokio::time::sleep(pause) => {}
         }
         tokio::time::sleep_until(last + BEAT_SPACING).await;
+        if last.elapsed() > pause + DEAF_TIME {
+            tracing::warn!(
+                "this process was held up for {:?}: silence in that time counts against nobody",
+                last.elapsed()
+            );
+            cluster.was_deaf();
+        }
         last = Instant::now();
     }
 }
@@ -49,15 +60,24 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
 fn beat_all(cluster: &Arc<Cluster>) {
     let routes = cluster.routes();
     let epoch = routes.map().epoch;
-    let beat = |map| codec::encode(&Beat { addrs: cluster.pool.book(), map }).map(Bytes::from);
+    let beat = |map| codec::encode(&Beat { addrs: cluster.pool.book(), map, retired: None }).map(Bytes::from);
+    let state = cluster.state();
+    let gone = state.iter().flat_map(|state| &state.gone);
+    let gone: BTreeMap<NodeId, &str> = gone.map(|gone| (gone.id, gone.reason.as_str())).collect();
     let Ok(short) = beat(None) else { return tracing::error!("the address book is too large for a frame") };
     let mut long: Option<Bytes> = None;
     let now = Instant::now();
-    for (node, home) in cluster.pool.homes() {
+    let homes = cluster.pool.homes();
+    cluster.asks(homes.iter().map(|(node, _)| *node));
+    for (node, home) in homes {
         let (told, age) = cluster.health(|health, now| {
             let member = health.status(node).filter(|status| status.cluster.is_some());
             (member.map(|status| status.epoch), health.age(node, now))
         });
+        if let Some(reason) = gone.get(&node) {
+            retire(cluster, node, &home, reason, now);
+            continue;
+        }
         let silent = age.is_none_or(|age| age > SILENT_MAX) && now.duration_since(home.opened) > SILENT_MAX;
         if silent && home.links_up() > 0 {
             tracing::warn!(%node, addr = home.addr, "no answer to beats on an open connection; connecting anew");
@@ -78,6 +98,25 @@ fn beat_all(cluster: &Arc<Cluster>) {
         // Without credit left the node has much to do and will be asked again by the next beat.
         let _ = home.link(0).try_submit(frame, now + BEAT_TIME_MAX, move |result| hear(&listener, node, result));
     }
+}
+
+/// Tells a node that it is of the cluster no more. When it has been told, or cannot be reached, it is left alone.
+fn retire(cluster: &Arc<Cluster>, node: NodeId, home: &Home, reason: &str, now: Instant) {
+    let beat = Beat { addrs: vec![], map: None, retired: Some(reason.to_owned()) };
+    let Ok(head) = codec::encode(&beat) else { return };
+    if home.links_up() == 0 {
+        if now.duration_since(home.opened) > SILENT_MAX {
+            cluster.pool.remove(node);
+        }
+        return;
+    }
+    let told = cluster.clone();
+    let frame = Frame::new(Header::new(Kind::Beat), head, Bytes::new());
+    let _ = home.link(0).try_submit(frame, now + BEAT_TIME_MAX, move |result| {
+        if result.is_ok() {
+            told.pool.remove(node);
+        }
+    });
 }
 
 fn hear(cluster: &Cluster, node: NodeId, result: Result<Frame, LinkError>) {

@@ -6,14 +6,16 @@
 #![expect(clippy::disallowed_methods, reason = "a shell: tells the time, waits and starts tasks")]
 
 use crate::cluster::Cluster;
-use crate::{Bootstrap, StartError, layout, system};
-use shkv_proto::link::CallError;
+use crate::{Bootstrap, StartError, layout, lobby, system};
+use shkv_proto::link::{CallError, Link};
 use shkv_proto::map::NodeInfo;
 use shkv_proto::message::{CreateReplica, Hello, MapDone, Role, Welcome};
+use shkv_proto::session::Session;
 use shkv_proto::{ClusterId, Frame, Header, Kind, Map, NodeId, ShardId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +23,10 @@ use tokio_util::task::TaskTracker;
 
 /// How long all nodes may take to answer for the first time.
 const FIND_TIME_MAX: Duration = Duration::from_secs(10);
+/// The same when nodes may come by themselves: somebody has to start them first.
+const COME_TIME_MAX: Duration = Duration::from_secs(120);
+/// Nodes that may have come without having been looked at.
+const JOINERS_MAX: usize = 64;
 /// How long the others are waited for when one node has said that it is in a cluster: one of them may be away.
 const FIND_REST_TIME_MAX: Duration = Duration::from_secs(2);
 /// Pause between two attempts to reach a node for the first time.
@@ -41,47 +47,76 @@ pub(crate) struct Found {
     cluster: Option<ClusterId>,
 }
 
+/// What answers at an address.
+#[derive(Debug)]
+enum Answerer {
+    Node(Found),
+    /// A balancer, by what it knows of its cluster.
+    Balancer(ClusterId, Vec<NodeInfo>),
+}
+
 /// Nodes that have answered, and those that have not yet.
 #[derive(Debug)]
 pub(crate) struct Search {
     found: BTreeMap<NodeId, Found>,
+    /// What balancers told: their cluster, and where its nodes are.
+    told: Option<(String, ClusterId, Vec<NodeInfo>)>,
     /// Why an address is still without a node.
     open: BTreeMap<String, String>,
-    answers: mpsc::Receiver<(String, Result<Found, String>)>,
+    /// Nodes that a new cluster needs.
+    expect: usize,
+    answers: mpsc::Receiver<(String, Result<Answerer, String>)>,
 }
 
-/// Asks at every address who is there, until all have answered or the time is up; goes on asking the rest meanwhile.
-pub(crate) async fn find(addrs: &[String], stop: &CancellationToken, tasks: &TaskTracker) -> Search {
-    let (sender, answers) = mpsc::channel(addrs.len().max(1));
-    let open: BTreeMap<String, String> = addrs.iter().map(|addr| (addr.clone(), "no answer".into())).collect();
-    for addr in open.keys() {
-        let asking = ask_until_found(addr.clone(), sender.clone());
+/// Asks at every address who is there, until all have answered, as many are there as a new cluster needs, or the time is
+/// up; goes on asking the rest meanwhile. Nodes that register at `listener` are asked, too.
+pub(crate) async fn find(
+    addrs: &[String],
+    expect: usize,
+    listener: &TcpListener,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Search {
+    let (sender, answers) = mpsc::channel(addrs.len().max(JOINERS_MAX));
+    let ask = |addr: &str| {
+        let asking = ask_until_found(addr.to_owned(), sender.clone());
         let stop = stop.clone();
         tasks.spawn(async move { stop.run_until_cancelled(asking).await });
-    }
-    let mut search = Search { found: BTreeMap::new(), open, answers };
-    let mut until = Instant::now() + FIND_TIME_MAX;
-    while !search.open.is_empty() {
-        let Ok(Some((addr, answer))) = tokio::time::timeout_at(until, search.answers.recv()).await else { break };
-        match answer {
-            Ok(found) => {
-                if found.cluster.is_some() {
+    };
+    let open: BTreeMap<String, String> = addrs.iter().map(|addr| (addr.clone(), "no answer".into())).collect();
+    open.keys().for_each(|addr| ask(addr));
+    let mut search = Search { found: BTreeMap::new(), told: None, open, expect, answers };
+    let (come, mut joiners) = mpsc::channel(JOINERS_MAX);
+    let hearing = lobby::hear(listener, come);
+    tokio::pin!(hearing);
+    let may_come = expect > 0 || addrs.is_empty();
+    let mut until = Instant::now() + if may_come { COME_TIME_MAX } else { FIND_TIME_MAX };
+    let mut asked: BTreeSet<String> = search.open.keys().cloned().collect();
+    while !search.is_enough() {
+        tokio::select! { // every arm is cancel-safe; `hearing` is pinned and goes on where it was
+            () = &mut hearing => {}
+            joiner = joiners.recv() => {
+                if let Some(addr) = joiner && asked.insert(addr.clone()) {
+                    ask(&addr);
+                }
+            }
+            answer = search.answers.recv() => {
+                let Some((addr, answer)) = answer else { break };
+                if search.take(addr, answer) {
                     until = until.min(Instant::now() + FIND_REST_TIME_MAX);
                 }
-                search.open.remove(&addr);
-                search.found.insert(found.id, found);
             }
-            Err(error) => drop(search.open.insert(addr, error)),
+            () = tokio::time::sleep_until(until) => break,
         }
     }
     search
 }
 
-async fn ask_until_found(addr: String, answers: mpsc::Sender<(String, Result<Found, String>)>) {
+async fn ask_until_found(addr: String, answers: mpsc::Sender<(String, Result<Answerer, String>)>) {
     let hello = Hello::ours(None, Role::Balancer);
     loop {
         let answer = match shkv_proto::session::connect(&addr, &hello).await {
-            Ok(session) => found_at(&addr, session.peer),
+            Ok(session) => answerer(&addr, session).await,
             Err(error) => Err(error.to_string()),
         };
         let done = answer.is_ok();
@@ -92,30 +127,77 @@ async fn ask_until_found(addr: String, answers: mpsc::Sender<(String, Result<Fou
     }
 }
 
-fn found_at(addr: &str, welcome: Welcome) -> Result<Found, String> {
-    match welcome.role {
-        Role::Node(id) => Ok(Found { addr: addr.to_owned(), id, name: welcome.name, cluster: welcome.cluster }),
-        Role::Client | Role::Balancer => Err("what answers there is not a node".into()),
+async fn answerer(addr: &str, session: Session<Welcome>) -> Result<Answerer, String> {
+    let welcome = session.peer.clone();
+    match (welcome.role, welcome.cluster) {
+        (Role::Node(id), cluster) => {
+            Ok(Answerer::Node(Found { addr: addr.to_owned(), id, name: welcome.name, cluster }))
+        }
+        (Role::Balancer, Some(cluster)) => {
+            drop(session);
+            let link = Link::open(addr.to_owned(), Hello::ours(Some(cluster), Role::Balancer), |_| Ok(()));
+            let frame = Frame::new(Header::new(Kind::Map), vec![], vec![]);
+            let told = link.ask::<MapDone>(frame, Instant::now() + FIND_REST_TIME_MAX).await;
+            let (MapDone { map, .. }, _) = told.map_err(|error| error.to_string())?;
+            map.check()?;
+            Ok(Answerer::Balancer(cluster, map.nodes))
+        }
+        (Role::Balancer, None) => Err("a balancer answers there that has no cluster yet".into()),
+        (Role::Client, _) => Err("what answers there is neither a node nor a balancer".into()),
     }
 }
 
 impl Search {
+    /// Whether there is nothing more to wait for.
+    fn is_enough(&self) -> bool {
+        let is_founding = self.expect > 0 && self.found.len() >= self.expect && !self.is_of_cluster();
+        is_founding || (self.open.is_empty() && (self.is_of_cluster() || (self.expect == 0 && !self.found.is_empty())))
+    }
+
+    fn is_of_cluster(&self) -> bool {
+        self.told.is_some() || self.found.values().any(|node| node.cluster.is_some())
+    }
+
+    /// Takes an answer in; tells whether it shows that there is a cluster.
+    fn take(&mut self, addr: String, answer: Result<Answerer, String>) -> bool {
+        match answer {
+            Ok(Answerer::Node(found)) => {
+                self.open.remove(&addr);
+                let is_member = found.cluster.is_some();
+                self.found.insert(found.id, found);
+                is_member
+            }
+            Ok(Answerer::Balancer(cluster, nodes)) => {
+                self.open.remove(&addr);
+                self.told = Some((addr, cluster, nodes));
+                true
+            }
+            Err(error) => {
+                if let Some(why) = self.open.get_mut(&addr) {
+                    *why = error;
+                }
+                false
+            }
+        }
+    }
+
     /// The cluster that the nodes are in.
     ///
     /// # Errors
     /// No node, or nodes of two clusters.
     pub(crate) fn cluster(&self) -> Result<Option<ClusterId>, StartError> {
-        if self.found.is_empty() {
+        if self.found.is_empty() && self.told.is_none() {
             return Err(StartError::NoNodes { missing: self.missing() });
         }
-        let mut members = self.found.values().filter_map(|node| Some((node, node.cluster?)));
-        let Some((first, cluster)) = members.next() else { return Ok(None) };
-        match members.find(|(_, other)| *other != cluster) {
-            None => Ok(Some(cluster)),
-            Some((other, second)) => Err(StartError::TwoClusters {
-                first_addr: first.addr.clone(),
-                first: cluster,
-                second_addr: other.addr.clone(),
+        let told = self.told.iter().map(|(addr, cluster, _)| (addr, *cluster));
+        let mut members = told.chain(self.found.values().filter_map(|node| Some((&node.addr, node.cluster?))));
+        let Some((first_addr, first)) = members.next() else { return Ok(None) };
+        match members.find(|(_, other)| *other != first) {
+            None => Ok(Some(first)),
+            Some((second_addr, second)) => Err(StartError::TwoClusters {
+                first_addr: first_addr.clone(),
+                first,
+                second_addr: second_addr.clone(),
                 second,
             }),
         }
@@ -127,11 +209,15 @@ impl Search {
     /// Not all nodes are there, or there are too few for the layout.
     pub(crate) fn plan(&self, wanted: Option<Bootstrap>) -> Result<Plan, StartError> {
         let wanted = wanted.ok_or(StartError::NoCluster)?;
-        if !self.open.is_empty() {
+        if self.expect == 0 && !self.open.is_empty() {
             return Err(StartError::NodesMissing { missing: self.missing() });
         }
+        if self.found.len() < self.expect {
+            let text = format!("{} of {} nodes have come, {}", self.found.len(), self.expect, self.missing());
+            return Err(StartError::NodesMissing { missing: text });
+        }
         layout::check(wanted, self.found.len()).map_err(StartError::Layout)?;
-        let info = |node: &Found| NodeInfo { id: node.id, name: node.name.clone(), addr: node.addr.clone() };
+        let info = |node: &Found| NodeInfo::new(node.id, node.name.clone(), node.addr.clone());
         Ok(Plan { nodes: self.found.values().map(info).collect(), wanted })
     }
 
@@ -145,12 +231,17 @@ impl Search {
         for node in self.found.values() {
             cluster.moved(node.id, node.addr.clone());
         }
+        for node in self.told.iter().flat_map(|(_, _, nodes)| nodes) {
+            if cluster.pool.get(node.id).is_none() {
+                cluster.pool.set(node.id, node.addr.clone());
+            }
+        }
     }
 
     /// Goes on waiting for those that have not answered yet, and makes each known that does.
     pub(crate) async fn introduce_the_rest(mut self, cluster: Arc<Cluster>) {
         while let Some((addr, answer)) = self.answers.recv().await {
-            let Ok(node) = answer else { continue };
+            let Ok(Answerer::Node(node)) = answer else { continue };
             if node.cluster.is_some_and(|other| other != cluster.id) {
                 tracing::warn!(addr, node = %node.id, "a node of another cluster is not used");
                 continue;
@@ -228,8 +319,8 @@ pub(crate) async fn get_first_map(cluster: &Arc<Cluster>, plan: Option<&Plan>) {
             cluster.set_trouble(Some(error.to_string()));
         }
         match system::read(cluster).await {
-            Ok(Some(map)) => {
-                cluster.install(map);
+            Ok(Some(state)) => {
+                cluster.install(state);
                 return cluster.set_trouble(None);
             }
             Ok(None) => {
@@ -241,7 +332,7 @@ pub(crate) async fn get_first_map(cluster: &Arc<Cluster>, plan: Option<&Plan>) {
                     continue;
                 };
                 let map = layout::first_map(cluster.id, &plan.nodes, plan.wanted);
-                if let Err(error) = system::write_map(cluster, &map).await {
+                if let Err(error) = system::write_first(cluster, &map).await {
                     cluster.set_trouble(Some(error.to_string())); // whether it is there, the next round will read
                 }
             }

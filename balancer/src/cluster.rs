@@ -6,11 +6,13 @@
 #![expect(clippy::disallowed_methods, reason = "a shell: tells the time")]
 
 use crate::health::{Health, Lacks};
+use crate::map_rows::State;
 use crate::metrics::{Metrics, NodeLabel};
 use crate::pool::Pool;
+use crate::provision::Provisioner;
 use parking_lot::{Mutex, RwLock};
 use shkv_proto::map::{NodeInfo, Part, ShardInfo};
-use shkv_proto::message::NodeStatus;
+use shkv_proto::message::{Controller, NodeStatus};
 use shkv_proto::route::Routes;
 use shkv_proto::{ClusterId, Epoch, KeyspaceId, Map, NodeId, ShardId};
 use std::collections::BTreeMap;
@@ -41,7 +43,12 @@ pub(crate) struct Cluster {
     pub(crate) stop: CancellationToken,
     /// All tasks that must end before the balancer has ended.
     pub(crate) tasks: TaskTracker,
+    /// How it is set up.
+    pub(crate) setup: Setup,
     routes: RwLock<Arc<Routes>>,
+    state: RwLock<Option<Arc<State>>>,
+    /// Who holds the controller's lease, as last looked at.
+    controller: Mutex<Option<Controller>>,
     health: Mutex<Health>,
     /// Addresses that this balancer has written into the map. Each is written once: two balancers that reach a node by
     /// different names would otherwise correct each other for ever.
@@ -52,10 +59,22 @@ pub(crate) struct Cluster {
     news: watch::Sender<()>,
 }
 
+/// What a balancer was told when it was started.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    /// A random number, by which others know it.
+    pub(crate) me: u64,
+    /// Where nodes and other balancers reach it.
+    pub(crate) addr: String,
+    /// How it gets nodes.
+    pub(crate) provisioner: Arc<dyn Provisioner>,
+    /// How long a node must have been silent before it is replaced.
+    pub(crate) replace_after: Duration,
+}
+
 impl Cluster {
     /// Knows nothing yet but the cluster's id.
-    pub(crate) fn new(id: ClusterId, stop: CancellationToken, tasks: TaskTracker) -> Self {
-        let nothing = Map { cluster: id, epoch: Epoch::NONE, nodes: vec![], keyspaces: vec![], shards: vec![] };
+    pub(crate) fn new(id: ClusterId, setup: Setup, stop: CancellationToken, tasks: TaskTracker) -> Self {
         Self {
             id,
             pool: Pool::new(id),
@@ -64,8 +83,11 @@ impl Cluster {
             beat_wanted: Notify::new(),
             stop,
             tasks,
-            routes: RwLock::new(Arc::new(Routes::new(nothing, None))),
-            health: Mutex::default(),
+            setup,
+            routes: RwLock::new(Arc::new(Routes::new(Map::empty(id), None))),
+            state: RwLock::default(),
+            controller: Mutex::default(),
+            health: Mutex::new(Health::new(Instant::now())),
             announced: Mutex::default(),
             told: Mutex::default(),
             trouble: Mutex::default(),
@@ -83,8 +105,31 @@ impl Cluster {
         self.routes().map().epoch != Epoch::NONE
     }
 
-    /// Takes a map that was read from the system shard, unless it is older than the one that is there.
-    pub(crate) fn install(&self, map: Map) {
+    /// What the system shard was last read to hold.
+    pub(crate) fn state(&self) -> Option<Arc<State>> {
+        self.state.read().clone()
+    }
+
+    /// Who holds the controller's lease, as last looked at.
+    pub(crate) fn controller(&self) -> Option<Controller> {
+        self.controller.lock().clone()
+    }
+
+    /// Remembers who holds the controller's lease.
+    pub(crate) fn set_controller(&self, who: Option<Controller>) {
+        *self.controller.lock() = who;
+    }
+
+    /// Takes what was read from the system shard, unless it is older than what is there.
+    pub(crate) fn install(&self, state: State) {
+        let map = state.map.clone();
+        {
+            let mut ours = self.state.write();
+            if ours.as_ref().is_some_and(|ours| ours.map.epoch > map.epoch) {
+                return;
+            }
+            *ours = Some(Arc::new(state));
+        }
         let (nodes, shards): (Vec<NodeInfo>, Vec<ShardId>) =
             (map.nodes.clone(), map.shards.iter().map(|shard| shard.id).collect());
         let fresh = {
@@ -108,7 +153,7 @@ impl Cluster {
         for (shard, node) in leaders {
             fresh.note_leader(shard, node);
         }
-        tracing::info!(epoch = %fresh.map().epoch, shards = shards.len(), nodes = nodes.len(), "took the map");
+        tracing::debug!(epoch = %fresh.map().epoch, shards = shards.len(), nodes = nodes.len(), "took the map");
         self.beat_wanted.notify_one();
         self.news.send_replace(());
     }
@@ -146,6 +191,17 @@ impl Cluster {
         self.news.send_replace(());
     }
 
+    /// These nodes are being sent a beat.
+    pub(crate) fn asks(&self, nodes: impl Iterator<Item = NodeId>) {
+        let (now, mut health) = (Instant::now(), self.health.lock());
+        nodes.for_each(|node| health.asks(node, now));
+    }
+
+    /// This balancer was held up itself: it has not listened.
+    pub(crate) fn was_deaf(&self) {
+        self.health.lock().was_deaf(Instant::now());
+    }
+
     /// A node has not answered a beat.
     pub(crate) fn missed(&self, node: NodeId, error: String) {
         self.health.lock().missed(node, error);
@@ -160,8 +216,8 @@ impl Cluster {
             return;
         }
         let (keyspace, part) = (KeyspaceId::SYSTEM, Part::everything());
-        let shards = vec![ShardInfo { id: ShardId::SYSTEM, keyspace, part, replicas }];
-        let map = Map { cluster: self.id, epoch: Epoch::NONE, nodes: vec![], keyspaces: vec![], shards };
+        let system = ShardInfo { replicas, ..ShardInfo::founded(ShardId::SYSTEM, keyspace, part, &[]) };
+        let map = Map { shards: vec![system], ..Map::empty(self.id) };
         *routes = Arc::new(Routes::new(map, Some(&routes)));
     }
 

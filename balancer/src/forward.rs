@@ -243,8 +243,10 @@ fn settle(cluster: &Cluster, target: &Target, result: Result<Frame, LinkError>) 
             Ok(answer)
         }
         Err(failure) => {
-            if let Failure::NotLeader { hint } = failure {
-                cluster.routes().note_not_leader(target.shard, target.node, hint);
+            match failure {
+                Failure::NotLeader { hint } => cluster.routes().note_not_leader(target.shard, target.node, hint),
+                Failure::WrongShard { .. } => cluster.routes().note_not_leader(target.shard, target.node, None),
+                _ => {}
             }
             Err(failure.into())
         }

@@ -1,26 +1,33 @@
 //! What the nodes have said of themselves, and what follows from it: who leads which shard, what is missing before the
 //! cluster can serve. Pure: the time comes in as an argument.
 
+use crate::control::plan::Heard;
 use serde::Serialize;
-use shkv_proto::map::ReplicaInfo;
-use shkv_proto::message::NodeStatus;
+use shkv_proto::map::{ReplicaInfo, ReplicaRole};
+use shkv_proto::message::{NodeHealth, NodeStatus};
 use shkv_proto::{Epoch, Map, NodeId, ShardId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A node that was heard within this time counts as alive.
+/// A node that was heard within this time counts as alive; one that was not is suspect.
 pub(crate) const HEARD_LATELY: Duration = Duration::from_secs(2);
+/// A node that is silent for so long counts as down. A slow node answers at some time, and any answer counts.
+pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(5);
 
 /// The last word of each node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Health {
-    nodes: BTreeMap<NodeId, NodeHealth>,
+    nodes: BTreeMap<NodeId, Words>,
+    /// Since when a node has been asked for: its silence before that is none.
+    asked: BTreeMap<NodeId, Instant>,
     leaders: BTreeMap<ShardId, Leader>,
+    /// Since when this balancer listens without a break: silence before that is its own.
+    listening_since: Instant,
 }
 
 #[derive(Debug, Default)]
-struct NodeHealth {
+struct Words {
     last: Option<(Instant, NodeStatus)>,
     error: Option<String>,
 }
@@ -72,6 +79,42 @@ impl Lacks {
 }
 
 impl Health {
+    /// Nothing heard yet.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { nodes: BTreeMap::new(), asked: BTreeMap::new(), leaders: BTreeMap::new(), listening_since: now }
+    }
+
+    /// A node is being sent a beat.
+    pub(crate) fn asks(&mut self, node: NodeId, now: Instant) {
+        self.asked.entry(node).or_insert(now);
+    }
+
+    /// This balancer did not listen for a while: it was held up itself.
+    pub(crate) fn was_deaf(&mut self, now: Instant) {
+        self.listening_since = now;
+    }
+
+    /// For how long a node has been silent while this balancer listened.
+    pub(crate) fn silent(&self, node: NodeId, now: Instant) -> Duration {
+        let heard = self.nodes.get(&node).and_then(|words| words.last.as_ref()).map(|(at, _)| *at);
+        let since = heard.or_else(|| self.asked.get(&node).copied());
+        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since.max(self.listening_since)))
+    }
+
+    /// How a node fares.
+    pub(crate) fn of(&self, node: NodeId, now: Instant) -> NodeHealth {
+        match self.silent(node, now) {
+            silent if silent > DOWN_AFTER => NodeHealth::Down,
+            _ if self.is_live(node, now) => NodeHealth::Up,
+            _ => NodeHealth::Suspect,
+        }
+    }
+
+    /// What the planner must know of a node.
+    pub(crate) fn heard_of(&self, node: NodeId, now: Instant) -> Heard {
+        Heard { health: self.of(node, now), silent: self.silent(node, now), status: self.status(node).cloned() }
+    }
+
     /// Takes in a node's status; returns the shards that it leads, as far as nobody leads them in a higher term.
     pub(crate) fn heard(&mut self, node: NodeId, status: NodeStatus, now: Instant) -> Vec<ShardId> {
         let mut led = Vec::new();
@@ -84,7 +127,7 @@ impl Health {
                 self.leaders.remove(&replica.shard);
             }
         }
-        self.nodes.insert(node, NodeHealth { last: Some((now, status)), error: None });
+        self.nodes.insert(node, Words { last: Some((now, status)), error: None });
         led
     }
 
@@ -133,7 +176,11 @@ impl Health {
         for (node, health) in &self.nodes {
             let Some((_, status)) = &health.last else { continue };
             let here = status.replicas.iter().filter(|replica| replica.shard == shard);
-            found.extend(here.map(|replica| ReplicaInfo { id: replica.replica, node: *node }));
+            found.extend(here.map(|replica| ReplicaInfo {
+                id: replica.replica,
+                node: *node,
+                role: ReplicaRole::Voter,
+            }));
         }
         found
     }
@@ -187,6 +234,7 @@ mod tests {
             log_last: 0,
             revision: 0,
             snapshots_installed: 0,
+            group: None,
         };
         NodeStatus {
             id: NodeId(node),
@@ -211,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_leader_of_the_highest_term_is_believed() {
-        let (mut health, t) = (Health::default(), start());
+        let (mut health, t) = (Health::new(start()), start());
         let shard = ShardId(4);
         assert_eq!(health.heard(NodeId(1), status(1, &[(4, true, 3)]), t), [shard]);
         assert_eq!(health.heard(NodeId(2), status(2, &[(4, true, 5)]), t), [shard]);
@@ -223,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_silent_leader_does_not_count() {
-        let (mut health, t) = (Health::default(), start());
+        let (mut health, t) = (Health::new(start()), start());
         health.heard(NodeId(1), status(1, &[(4, true, 3)]), t);
         let late = t + HEARD_LATELY + Duration::from_millis(1);
         assert_eq!(health.leader(ShardId(4), late), None);
@@ -233,10 +281,43 @@ mod tests {
     }
 
     #[test]
+    fn silence_makes_a_node_suspect_and_then_down_and_any_word_ends_it() {
+        let (mut health, t) = (Health::new(start()), start());
+        let after = |millis| t + Duration::from_millis(millis);
+        health.heard(NodeId(1), status(1, &[]), t);
+        assert_eq!(health.of(NodeId(1), after(1_900)), NodeHealth::Up);
+        assert_eq!(health.of(NodeId(1), after(2_100)), NodeHealth::Suspect);
+        assert_eq!(health.of(NodeId(1), after(5_100)), NodeHealth::Down);
+        health.heard(NodeId(1), status(1, &[]), after(5_200));
+        assert_eq!(health.of(NodeId(1), after(5_300)), NodeHealth::Up);
+        assert_eq!(health.of(NodeId(9), after(1_000)), NodeHealth::Suspect, "never heard, but not for long");
+        health.was_deaf(after(20_000));
+        assert_eq!(health.of(NodeId(1), after(20_100)), NodeHealth::Suspect, "the silence was our own");
+    }
+
+    #[test]
+    fn only_silence_in_answer_to_us_makes_a_node_suspect_and_then_down() {
+        let (t, at) = (start(), |secs| Duration::from_secs(secs));
+        let (mut health, node) = (Health::new(t), NodeId(1));
+        let late = t + at(100);
+        assert_eq!(health.of(node, late), NodeHealth::Suspect, "it was never asked");
+        health.asks(node, late);
+        assert_eq!(health.of(node, late + at(5)), NodeHealth::Suspect);
+        assert_eq!(health.of(node, late + at(6)), NodeHealth::Down);
+        health.heard(node, status(1, &[]), late + at(6));
+        health.asks(node, late + at(7));
+        assert_eq!(health.of(node, late + at(7)), NodeHealth::Up, "any answer makes it live");
+        assert_eq!(health.of(node, late + at(9)), NodeHealth::Suspect);
+        assert_eq!(health.of(node, late + at(12)), NodeHealth::Down);
+        health.was_deaf(late + at(60));
+        assert_eq!(health.of(node, late + at(61)), NodeHealth::Suspect, "we did not listen");
+        assert_eq!(health.silent(node, late + at(63)), at(3));
+    }
+
+    #[test]
     fn ready_means_a_leader_and_a_majority_for_every_shard() {
-        let (mut health, t) = (Health::default(), start());
-        let nodes: Vec<NodeInfo> =
-            (1..=3).map(|n| NodeInfo { id: NodeId(n), name: format!("Server{n}"), addr: String::new() }).collect();
+        let (mut health, t) = (Health::new(start()), start());
+        let nodes: Vec<NodeInfo> = (1..=3).map(|n| NodeInfo::new(NodeId(n), format!("Server{n}"), "")).collect();
         let mut map = first_map(ClusterId(1), &nodes, Bootstrap { shards: 1, replicas: 3 });
         map.epoch = Epoch(1);
         let lacks = health.lacks(&map, t);

@@ -1,10 +1,11 @@
-//! Keeps the map fresh: reads it from the system shard, corrects addresses in it, finishes what a bootstrap left.
+//! Keeps the map fresh: reads it from the system shard, and corrects addresses in it.
 
 #![expect(clippy::disallowed_methods, reason = "a shell: waits")]
 
 use crate::bootstrap::{self, Plan};
 use crate::cluster::Cluster;
-use crate::system;
+use crate::map_rows::State;
+use crate::{control, system};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, plan: Option<Plan>) {
                 () = tokio::time::sleep(READ_EVERY) => {}
             }
             match system::read(&cluster).await {
-                Ok(Some(map)) => cluster.install(map),
+                Ok(Some(state)) => cluster.install(state),
                 Ok(None) => tracing::error!("the map is gone from the system shard"),
                 Err(error) => tracing::debug!(%error, "the map was not read"),
             }
@@ -41,21 +42,22 @@ async fn keep(cluster: &Arc<Cluster>) {
     let routes = cluster.routes();
     cluster.seek_elsewhere(routes.map());
     let misplaced: Vec<_> = cluster.misplaced(routes.map()).collect();
-    for node in misplaced {
-        match system::write_node(cluster, &node).await {
-            Ok(()) => {
-                tracing::info!(node = %node.id, addr = node.addr, "corrected a node's address in the map");
-                cluster.announce(&node);
-                cluster.map_wanted.notify_one();
-            }
-            Err(error) => tracing::debug!(node = %node.id, %error, "an address is not corrected yet"),
-        }
+    if misplaced.is_empty() {
+        return;
     }
-    match system::create_missing(cluster, routes.map()).await {
-        Ok(()) => cluster.set_trouble(None),
-        Err(error) => {
-            tracing::warn!(%error, "a replica of the map cannot be made");
-            cluster.set_trouble(Some(format!("a replica of the map cannot be made: {error}")));
+    let correct = |state: &mut State| {
+        for node in &misplaced {
+            if let Some(info) = state.map.nodes.iter_mut().find(|info| info.id == node.id) {
+                info.addr.clone_from(&node.addr);
+            }
         }
+        Ok(())
+    };
+    match control::change(cluster, correct).await {
+        Ok(()) => misplaced.iter().for_each(|node| {
+            tracing::info!(node = %node.id, addr = node.addr, "corrected a node's address in the map");
+            cluster.announce(node);
+        }),
+        Err(error) => tracing::debug!(%error, "an address is not corrected yet"),
     }
 }

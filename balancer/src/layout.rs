@@ -6,10 +6,10 @@
 
 use crate::Bootstrap;
 use shkv_proto::hashing::{key_hash, rendezvous_weight};
-use shkv_proto::limits::{BATCH_OPS_MAX, MAP_NODES_MAX, MAP_SHARDS_MAX};
-use shkv_proto::map::{DEFAULT_KEYSPACE, KeyspaceInfo, NodeInfo, Part, ReplicaInfo, ShardInfo};
+use shkv_proto::limits::{BATCH_OPS_MAX, MAP_NODES_MAX, MAP_SHARDS_MAX, REPLICAS_MAX};
+use shkv_proto::map::{DEFAULT_KEYSPACE, KeyspaceInfo, NodeInfo, Part, ShardInfo};
 use shkv_proto::message::CreateReplica;
-use shkv_proto::{ClusterId, Epoch, KeyspaceId, Map, NodeId, ReplicaId, ShardId};
+use shkv_proto::{ClusterId, KeyspaceId, Map, NodeId, ReplicaId, ShardId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Most shards that a bootstrap can make: the whole map is written in one batch, so that it is there or not there.
@@ -25,9 +25,11 @@ pub(crate) fn check(wanted: Bootstrap, nodes: usize) -> Result<(), String> {
     if wanted.replicas == 0 || wanted.shards == 0 {
         return Err("a cluster needs at least one shard and one replica of it".into());
     }
-    if wanted.replicas as usize > nodes {
-        let text = "replicas of each shard were asked for, but there are only";
-        return Err(format!("{} {text} {nodes} nodes; ask for fewer replicas or start more nodes", wanted.replicas));
+    if nodes == 0 {
+        return Err("a cluster needs at least one node".into());
+    }
+    if wanted.replicas > REPLICAS_MAX {
+        return Err(format!("{} replicas of each shard are more than the {REPLICAS_MAX} that can be", wanted.replicas));
     }
     if wanted.shards > BOOTSTRAP_SHARDS_MAX {
         return Err(format!("{} shards are more than the {BOOTSTRAP_SHARDS_MAX} of a first layout", wanted.shards));
@@ -42,19 +44,28 @@ pub(crate) fn check(wanted: Bootstrap, nodes: usize) -> Result<(), String> {
 pub(crate) fn first_map(cluster: ClusterId, nodes: &[NodeInfo], wanted: Bootstrap) -> Map {
     let ids: Vec<NodeId> = nodes.iter().map(|node| node.id).collect();
     let parts = Part::hash_split(wanted.shards);
-    let placed = place(&ids, wanted.shards, wanted.replicas);
-    let mut shards = vec![system_shard(&ids, wanted.replicas)];
+    // Fewer nodes than copies are wanted: the rest is made when more nodes come.
+    let copies = wanted.replicas.min(ids.len() as u32);
+    let placed = place(&ids, wanted.shards, copies);
+    let mut shards = vec![system_shard(&ids, copies)];
     for ((number, part), homes) in (1..).zip(parts).zip(placed) {
-        shards.push(ShardInfo { id: ShardId(number), keyspace: FIRST_KEYSPACE, part, replicas: numbered(homes) });
+        shards.push(ShardInfo::founded(ShardId(number), FIRST_KEYSPACE, part, &homes));
     }
-    let keyspaces = vec![KeyspaceInfo { id: FIRST_KEYSPACE, name: DEFAULT_KEYSPACE.into() }];
-    Map { cluster, epoch: Epoch::NONE, nodes: nodes.to_vec(), keyspaces, shards }
+    let keyspaces = vec![KeyspaceInfo { id: FIRST_KEYSPACE, name: DEFAULT_KEYSPACE.into(), replicas: wanted.replicas }];
+    Map {
+        nodes: nodes.to_vec(),
+        keyspaces,
+        shards,
+        next_shard: ShardId(wanted.shards + 1),
+        next_keyspace: KeyspaceId(FIRST_KEYSPACE.0 + 1),
+        ..Map::empty(cluster)
+    }
 }
 
 /// The system shard: on the first nodes by id.
 fn system_shard(nodes: &[NodeId], replicas: u32) -> ShardInfo {
-    let homes = nodes.iter().copied().take(replicas as usize).collect();
-    ShardInfo { id: ShardId::SYSTEM, keyspace: KeyspaceId::SYSTEM, part: Part::everything(), replicas: numbered(homes) }
+    let homes: Vec<NodeId> = nodes.iter().copied().take(replicas as usize).collect();
+    ShardInfo::founded(ShardId::SYSTEM, KeyspaceId::SYSTEM, Part::everything(), &homes)
 }
 
 /// What makes the replica of `shard` on `node`; `None` if none belongs there. The first replica of a shard is the one
@@ -67,13 +78,11 @@ pub(crate) fn creation(cluster: ClusterId, shard: &ShardInfo, node: NodeId) -> O
         keyspace: shard.keyspace,
         part: shard.part.clone(),
         replica: shard.replicas[at].id,
-        voters: shard.replicas.iter().map(|replica| (replica.id, replica.node)).collect(),
-        campaign: at == 0,
+        founders: (1..=u64::from(shard.founders)).map(ReplicaId).collect(),
+        homes: shard.replicas.iter().map(|replica| (replica.id, replica.node)).collect(),
+        // Only while the group is as it was founded: later the others elect whom they want.
+        campaign: at == 0 && shard.next_replica.0 == u64::from(shard.founders) + 1,
     })
-}
-
-fn numbered(homes: Vec<NodeId>) -> Vec<ReplicaInfo> {
-    homes.into_iter().zip(1..).map(|(node, id)| ReplicaInfo { id: ReplicaId(id), node }).collect()
 }
 
 /// The nodes of each shard, the one that should lead it first.
@@ -141,7 +150,7 @@ mod tests {
     use super::*;
 
     fn nodes(count: u64) -> Vec<NodeInfo> {
-        let info = |n: u64| NodeInfo { id: NodeId(n * 77), name: format!("Server{n}"), addr: format!("h:{n}") };
+        let info = |n: u64| NodeInfo::new(NodeId(n * 77), format!("Server{n}"), format!("h:{n}"));
         (1..=count).map(info).collect()
     }
 
@@ -173,12 +182,21 @@ mod tests {
     }
 
     #[test]
-    fn more_replicas_than_nodes_are_refused_in_words() {
-        let error = check(Bootstrap { shards: 8, replicas: 3 }, 2).unwrap_err();
-        assert!(error.contains('3') && error.contains("only 2 nodes"), "{error}");
+    fn what_cannot_be_laid_out_is_refused_in_words() {
+        assert!(check(Bootstrap { shards: 8, replicas: 3 }, 0).is_err());
+        let error = check(Bootstrap { shards: 8, replicas: 10 }, 20).unwrap_err();
+        assert!(error.contains("10") && error.contains("the 9"), "{error}");
         assert!(check(Bootstrap { shards: 0, replicas: 1 }, 1).is_err());
         assert!(check(Bootstrap { shards: BOOTSTRAP_SHARDS_MAX + 1, replicas: 1 }, 1).is_err());
         assert_eq!(check(Bootstrap { shards: 8, replicas: 3 }, 3), Ok(()));
+    }
+
+    #[test]
+    fn fewer_nodes_than_copies_make_a_cluster_that_can_grow() {
+        let map = first_map(ClusterId(1), &nodes(1), Bootstrap { shards: 2, replicas: 3 });
+        assert_eq!(map.check(), Ok(()));
+        assert!(map.shards.iter().all(|shard| shard.replicas.len() == 1));
+        assert_eq!(map.keyspaces[0].replicas, 3);
     }
 
     #[test]
@@ -189,7 +207,7 @@ mod tests {
                 map.nodes.iter().filter_map(|node| creation(map.cluster, shard, node.id)).collect();
             assert_eq!(made.len(), 3);
             assert_eq!(made.iter().filter(|create| create.campaign).count(), 1);
-            assert!(made.iter().all(|create| create.voters == made[0].voters && create.shard == shard.id));
+            assert!(made.iter().all(|create| create.homes == made[0].homes && create.shard == shard.id));
         }
     }
 }

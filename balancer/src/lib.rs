@@ -8,19 +8,25 @@
 mod beat;
 mod bootstrap;
 mod cluster;
+mod control;
 mod forward;
 mod health;
 mod http;
 mod keeper;
 mod layout;
+mod lobby;
 mod map_rows;
 mod metrics;
 mod pool;
+pub mod provision;
 mod proxy;
 mod scan;
 mod system;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Setup};
+use crate::health::DOWN_AFTER;
+use crate::provision::{NoProvisioner, Provisioner};
+use rand::RngExt;
 use shkv_proto::{ClusterId, NodeId};
 use std::io;
 use std::net::SocketAddr;
@@ -36,6 +42,9 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 /// How often readiness is looked at when nothing has been heard: leaders go silent without a word.
 const READY_LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// How long a node must have been silent before it is replaced, unless it is said otherwise.
+pub const REPLACE_AFTER: Duration = Duration::from_secs(10);
+
 /// What a balancer needs to start.
 #[derive(Clone, Debug)]
 pub struct BalancerConfig {
@@ -43,10 +52,39 @@ pub struct BalancerConfig {
     pub listen: String,
     /// `host:port` of the HTTP listener; none when `None`.
     pub http: Option<String>,
-    /// Addresses of the nodes that are known at the start.
+    /// Addresses of the nodes that are known at the start, or of other balancers of their cluster. Nodes may also come by
+    /// themselves.
     pub nodes: Vec<String>,
-    /// If the nodes are in no cluster yet: make one of all of `nodes`, as described here.
+    /// Where nodes and other balancers reach it; where it listens when `None`.
+    pub advertise: Option<String>,
+    /// If the nodes are in no cluster yet: make one of them, as described here.
     pub bootstrap: Option<Bootstrap>,
+    /// Nodes that a new cluster waits for; 0 means all of `nodes`.
+    pub expect: usize,
+    /// The id of a new cluster; drawn when `None`.
+    pub cluster: Option<ClusterId>,
+    /// How it gets nodes.
+    pub provisioner: Arc<dyn Provisioner>,
+    /// How long a node must have been silent before it is replaced.
+    pub replace_after: Duration,
+}
+
+impl BalancerConfig {
+    /// A balancer that knows nobody yet and starts no nodes.
+    #[must_use]
+    pub fn new(listen: impl Into<String>) -> Self {
+        Self {
+            listen: listen.into(),
+            http: None,
+            nodes: vec![],
+            advertise: None,
+            bootstrap: None,
+            expect: 0,
+            cluster: None,
+            provisioner: Arc::new(NoProvisioner),
+            replace_after: REPLACE_AFTER,
+        }
+    }
 }
 
 /// The first layout of a cluster.
@@ -54,7 +92,7 @@ pub struct BalancerConfig {
 pub struct Bootstrap {
     /// Shards of the default keyspace.
     pub shards: u32,
-    /// Copies of each shard.
+    /// Copies of each shard that are wanted; there are fewer while there are fewer nodes.
     pub replicas: u32,
 }
 
@@ -106,6 +144,9 @@ pub enum StartError {
         /// The second.
         second: ClusterId,
     },
+    /// A node would be replaced before it counts as down.
+    #[error("a node cannot be replaced after {0:?}: it counts as down after {DOWN_AFTER:?}; name a longer time")]
+    ReplaceAfter(Duration),
     /// The layout cannot be made of these nodes.
     #[error("{0}")]
     Layout(String),
@@ -139,6 +180,9 @@ impl Balancer {
     /// # Errors
     /// [`StartError`]; nothing is left running then.
     pub async fn start(config: BalancerConfig) -> Result<Self, StartError> {
+        if config.replace_after < DOWN_AFTER {
+            return Err(StartError::ReplaceAfter(config.replace_after));
+        }
         let listener = bind(&config.listen).await?;
         let http_listener = match &config.http {
             Some(addr) => Some(bind(addr).await?),
@@ -155,12 +199,21 @@ impl Balancer {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let guard = stop.clone().drop_guard();
 
-        let search = bootstrap::find(&config.nodes, &stop, &tasks).await;
+        let search = bootstrap::find(&config.nodes, config.expect, &listener, &stop, &tasks).await;
         let (id, plan, is_new) = match search.cluster()? {
             Some(id) => (id, search.plan(config.bootstrap).ok(), false),
-            None => (ClusterId(rand::random()), Some(search.plan(config.bootstrap)?), true),
+            None => {
+                let id = config.cluster.unwrap_or_else(|| ClusterId(rand::random()));
+                (id, Some(search.plan(config.bootstrap)?), true)
+            }
         };
-        let cluster = Arc::new(Cluster::new(id, stop.clone(), tasks));
+        let setup = Setup {
+            me: rand::rng().random_range(1..=u64::MAX),
+            addr: config.advertise.clone().unwrap_or_else(|| addr.to_string()),
+            provisioner: config.provisioner,
+            replace_after: config.replace_after,
+        };
+        let cluster = Arc::new(Cluster::new(id, setup, stop.clone(), tasks));
         search.introduce(&cluster);
         let tasks = &cluster.tasks;
         let rest = cluster.clone();
@@ -171,6 +224,7 @@ impl Balancer {
             Box::pin(bootstrap::found(&cluster, plan)).await?;
         }
         tasks.spawn(keeper::run(cluster.clone(), plan));
+        tasks.spawn(control::run(cluster.clone()));
         let kill = CancellationToken::new();
         tasks.spawn(proxy::listen(cluster.clone(), listener, kill.clone()));
         if let Some(listener) = http_listener {

@@ -84,7 +84,7 @@ impl Metrics {
     pub(crate) fn count(&self, kind: Kind, failure: Option<&Failure>) {
         let outcome = match failure {
             None => 0,
-            Some(Failure::Refusal { .. }) => 1,
+            Some(Failure::Refusal { .. } | Failure::Condition { .. }) => 1,
             Some(
                 Failure::Busy { .. } | Failure::NotLeader { .. } | Failure::WrongShard { .. } | Failure::Behind { .. },
             ) => 2,

@@ -103,6 +103,12 @@ impl Pool {
         self.homes.read().iter().map(|(node, home)| (*node, home.clone())).collect()
     }
 
+    /// A node is of no use any more; links to it are closed.
+    pub(crate) fn remove(&self, node: NodeId) {
+        let before = self.homes.write().remove(&node);
+        drop(before); // outside of the lock, as above
+    }
+
     /// Closes all links.
     pub(crate) fn clear(&self) {
         let homes = std::mem::take(&mut *self.homes.write());

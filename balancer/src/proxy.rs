@@ -6,12 +6,14 @@
 #![expect(clippy::disallowed_methods, reason = "a shell: tells the time, waits and starts tasks")]
 
 use crate::cluster::Cluster;
+use crate::control;
 use crate::forward::{self, Request, Way, unknown_keyspace};
 use crate::scan::{self, Whole};
 use shkv_proto::codec::{self, CodecError};
 use shkv_proto::limits::{CREDIT_REQUESTS, Limits, OUTBOX_BYTES_SOFT};
 use shkv_proto::message::{
-    Batch, BatchOp, Consistency, Failure, Get, Hello, MapDone, RefusalCode, Role, Scan, StatusDone, Welcome,
+    Admin, Batch, BatchOp, Consistency, Failure, Get, Hello, Join, JoinDone, MapDone, RefusalCode, Role, Scan,
+    StatusDone, Welcome,
 };
 use shkv_proto::outbox::Outbox;
 use shkv_proto::route::Routes;
@@ -81,6 +83,7 @@ struct Connection {
     /// Told when there is room for a request again, and when none is in flight.
     freed: Notify,
     lane: usize,
+    role: Role,
 }
 
 async fn serve(
@@ -91,13 +94,14 @@ async fn serve(
 ) -> Result<(), SessionError> {
     let opening = session::accept(stream, |hello| welcome(&cluster, hello));
     let Some(opened) = cluster.stop.run_until_cancelled(opening).await else { return Ok(()) };
-    let Session { mut reader, mut writer, peer: _ } = opened?;
+    let Session { mut reader, mut writer, peer } = opened?;
     let connection = Arc::new(Connection {
         cluster: cluster.clone(),
         outbox: Outbox::default(),
         in_flight: AtomicU32::new(0),
         freed: Notify::new(),
         lane,
+        role: peer.role,
     });
     let writing = connection.clone();
     cluster.tasks.spawn(kill.run_until_cancelled_owned(async move {
@@ -228,6 +232,19 @@ impl Connection {
                 }
             }
             Kind::Map => return done(header, &map_done(routes)).map(Some),
+            Kind::Admin => {
+                let wish: Admin = codec::decode(&frame.head).map_err(malformed)?;
+                let cluster = self.cluster.clone();
+                self.answer_later(header, async move { control::admin(&cluster, wish).await });
+                return Ok(None);
+            }
+            Kind::Join => {
+                let join: Join = codec::decode(&frame.head).map_err(malformed)?;
+                let (cluster, role) = (self.cluster.clone(), self.role);
+                let joined = JoinDone { cluster: cluster.id };
+                self.answer_later(header, async move { control::join(&cluster, role, join).await.map(|()| joined) });
+                return Ok(None);
+            }
             Kind::Status
             | Kind::Hello
             | Kind::Welcome
@@ -236,6 +253,8 @@ impl Connection {
             | Kind::Beat
             | Kind::CreateReplica
             | Kind::TransferLeader
+            | Kind::ChangeReplicas
+            | Kind::RemoveReplica
             | Kind::Raft
             | Kind::SnapshotBegin
             | Kind::SnapshotChunk
@@ -249,6 +268,19 @@ impl Connection {
         let connection = self.clone();
         forward::start(&self.cluster, routes, request, move |result| connection.finish(header, result));
         Ok(None)
+    }
+
+    /// Answers a request when something has been done that takes its time.
+    fn answer_later<T: serde::Serialize + Send>(
+        self: &Arc<Self>,
+        header: Header,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) {
+        let connection = self.clone();
+        self.cluster.tasks.spawn(async move {
+            let answer = Box::pin(work).await.and_then(|head| done(header, &head));
+            connection.finish(header, answer);
+        });
     }
 
     fn scan_all(self: &Arc<Self>, whole: Whole, shards: Vec<ShardId>) {
@@ -284,7 +316,12 @@ impl Connection {
         nodes.dedup();
         let report =
             |health: &crate::health::Health, now| nodes.iter().map(|node| (*node, health.report(*node, now))).collect();
-        StatusDone { map, process: (std::process::id(), cpu_us()), nodes: self.cluster.health(report) }
+        StatusDone {
+            map,
+            process: (std::process::id(), cpu_us()),
+            nodes: self.cluster.health(report),
+            control: Some(control::status(&self.cluster)),
+        }
     }
 }
 

@@ -1,18 +1,19 @@
-//! Reading and writing the map in the system shard, and making the replicas that the map names.
+//! Reading and writing what the system shard holds, and making the replicas that the map names.
 
 #![expect(clippy::disallowed_methods, reason = "a shell: tells the time and draws tasks together")]
 
 use crate::cluster::Cluster;
+use crate::control::lease;
 use crate::forward::{self, Request, Way};
-use crate::layout;
-use crate::map_rows::{self, MapRow, ROWS_MAX, RowsError};
+use crate::map_rows::{self, CONTROLLER, LEASE, MapRow, ROWS_MAX, RowsError, State};
 use shkv_proto::codec::{self, CodecError};
 use shkv_proto::link::{self, CallError};
-use shkv_proto::map::NodeInfo;
 use shkv_proto::merge::rows_of_page;
-use shkv_proto::message::{Consistency, CreateReplica, Failure, Scan, ScanDone};
+use shkv_proto::message::{
+    Batch, BatchOp, Condition, Consistency, Controller, CreateReplica, Failure, Get, GetDone, Scan, ScanDone, WriteDone,
+};
 use shkv_proto::retry::{self, Step};
-use shkv_proto::{Epoch, Frame, Header, KeyspaceId, Kind, Map, NodeId, ShardId};
+use shkv_proto::{Frame, Header, KeyspaceId, Kind, Map, NodeId, ShardId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -49,18 +50,31 @@ pub(crate) enum SystemError {
     TooManyRows,
 }
 
-/// The map as it is in the system shard now; `None` if its bootstrap was cut short.
-pub(crate) async fn read(cluster: &Arc<Cluster>) -> Result<Option<Map>, SystemError> {
+/// What became of a change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Written {
+    /// It is written.
+    Done,
+    /// There was nothing to write.
+    Nothing,
+    /// What it was thought out on is no longer so: read, and think again.
+    Stale,
+    /// Somebody else controls the cluster.
+    Deposed,
+}
+
+/// What the system shard holds now; `None` if its bootstrap was cut short.
+pub(crate) async fn read(cluster: &Arc<Cluster>) -> Result<Option<State>, SystemError> {
     for _ in 0..READS_MAX {
-        if let Some((epoch, rows)) = read_once(cluster).await? {
-            return Ok(map_rows::map_of(cluster.id, epoch, &rows)?);
+        if let Some(rows) = read_once(cluster).await? {
+            return Ok(map_rows::state_of(cluster.id, &rows)?);
         }
     }
     Err(SystemError::Restless)
 }
 
 /// All rows at one revision; `None` if it changed between two pages.
-async fn read_once(cluster: &Arc<Cluster>) -> Result<Option<(Epoch, Vec<MapRow>)>, SystemError> {
+async fn read_once(cluster: &Arc<Cluster>) -> Result<Option<Vec<MapRow>>, SystemError> {
     let mut scan = Scan {
         keyspace: KeyspaceId::SYSTEM,
         start: vec![],
@@ -80,33 +94,102 @@ async fn read_once(cluster: &Arc<Cluster>) -> Result<Option<(Epoch, Vec<MapRow>)
             return Ok(None);
         }
         revision = Some(page.revision);
-        let row = |row: shkv_proto::merge::Row| MapRow { key: row.key.to_vec(), value: row.value.to_vec() };
+        let row = |row: shkv_proto::merge::Row| MapRow {
+            key: row.key.to_vec(),
+            version: row.version,
+            value: row.value.to_vec(),
+        };
         rows.extend(rows_of_page(&mut page, answer.tail)?.into_iter().map(row));
         if rows.len() > ROWS_MAX {
             return Err(SystemError::TooManyRows);
         }
         match page.next {
-            None => return Ok(Some((Epoch(page.revision), rows))),
+            None => return Ok(Some(rows)),
             Some(next) => scan = scan.resumed(next),
         }
     }
 }
 
-/// Writes a whole map in one step.
-pub(crate) async fn write_map(cluster: &Arc<Cluster>, map: &Map) -> Result<(), SystemError> {
-    let rows = map_rows::rows_of(map)?;
-    write_rows(cluster, &rows).await
+/// Makes `after` of `before`, if that is what there still is; as the controller only while it is the controller.
+pub(crate) async fn write(
+    cluster: &Arc<Cluster>,
+    before: &State,
+    after: &State,
+    as_controller: Option<u64>,
+) -> Result<Written, SystemError> {
+    let Some((head, tail)) = before.batch_to(after, as_controller)? else { return Ok(Written::Nothing) };
+    match ask(cluster, Kind::Batch, head, tail).await {
+        Ok(_) => Ok(Written::Done),
+        Err(Failure::Condition { operation: 0, .. }) if as_controller.is_some() => Ok(Written::Deposed),
+        Err(Failure::Condition { .. }) => Ok(Written::Stale),
+        Err(failure) => Err(failure.into()),
+    }
 }
 
-/// Writes the address of a node.
-pub(crate) async fn write_node(cluster: &Arc<Cluster>, node: &NodeInfo) -> Result<(), SystemError> {
-    write_rows(cluster, &[map_rows::node_row(node)?]).await
+/// Writes the first map. If there is one already, that one stays.
+pub(crate) async fn write_first(cluster: &Arc<Cluster>, map: &Map) -> Result<(), SystemError> {
+    let nothing = State::of(Map::empty(cluster.id));
+    write(cluster, &nothing, &State::of(map.clone()), None).await.map(drop)
 }
 
-async fn write_rows(cluster: &Arc<Cluster>, rows: &[MapRow]) -> Result<(), SystemError> {
-    let (head, tail) = map_rows::batch_of(rows)?;
-    ask(cluster, Kind::Batch, head, tail).await?;
-    Ok(())
+/// The rows of the lease.
+pub(crate) async fn lease(cluster: &Arc<Cluster>) -> Result<(lease::Rows, Option<Controller>), SystemError> {
+    let controller = get(cluster, CONTROLLER).await?;
+    let renewed = get(cluster, LEASE).await?;
+    let who = controller.as_ref().map(map_rows::value_of::<Controller>).transpose()?;
+    let held = who.as_ref().zip(controller.as_ref()).map(|(who, row)| (who.balancer, row.version));
+    Ok((lease::Rows { controller: held, lease: renewed.map(|row| row.version) }, who))
+}
+
+async fn get(cluster: &Arc<Cluster>, key: &[u8]) -> Result<Option<MapRow>, SystemError> {
+    let get = Get { keyspace: KeyspaceId::SYSTEM, key, consistency: Consistency::Linearizable };
+    let answer = ask(cluster, Kind::Get, codec::encode(&get)?, vec![]).await?;
+    let done: GetDone = codec::decode(&answer.head)?;
+    Ok(done.version.map(|version| MapRow { key: key.to_vec(), version, value: answer.tail.to_vec() }))
+}
+
+/// Writes who controls the cluster, if the rows of the lease are still as they were read. Gives the new version of
+/// `controller`, or `None` if they are not.
+pub(crate) async fn take_lease(
+    cluster: &Arc<Cluster>,
+    rows: lease::Rows,
+    who: &Controller,
+) -> Result<Option<u64>, SystemError> {
+    let unchanged = |version: Option<u64>| version.map_or(Condition::Absent, Condition::Version);
+    let value = codec::encode(who)?;
+    let condition = unchanged(rows.controller.map(|(_, version)| version));
+    let ops = vec![
+        BatchOp::Check { key: LEASE, condition: unchanged(rows.lease) },
+        BatchOp::Put { key: CONTROLLER, value_bytes: value.len() as u32, condition },
+    ];
+    conditional(cluster, ops, value).await
+}
+
+/// Writes that nobody controls the cluster, if `controller` is still of this version.
+pub(crate) async fn give_up_lease(cluster: &Arc<Cluster>, version: u64, term: u64) -> Result<(), SystemError> {
+    let value = codec::encode(&Controller { balancer: lease::NOBODY, addr: String::new(), term })?;
+    let condition = Condition::Version(version);
+    let ops = vec![BatchOp::Put { key: CONTROLLER, value_bytes: value.len() as u32, condition }];
+    conditional(cluster, ops, value).await.map(drop)
+}
+
+/// Renews the lease, if `controller` is still of this version. `false` if it is not.
+pub(crate) async fn renew_lease(cluster: &Arc<Cluster>, version: u64) -> Result<bool, SystemError> {
+    let value = codec::encode(&version)?;
+    let ops = vec![
+        BatchOp::Check { key: CONTROLLER, condition: Condition::Version(version) },
+        BatchOp::Put { key: LEASE, value_bytes: value.len() as u32, condition: Condition::Always },
+    ];
+    Ok(conditional(cluster, ops, value).await?.is_some())
+}
+
+async fn conditional(cluster: &Arc<Cluster>, ops: Vec<BatchOp<'_>>, tail: Vec<u8>) -> Result<Option<u64>, SystemError> {
+    let head = codec::encode(&Batch { keyspace: KeyspaceId::SYSTEM, ops })?;
+    match ask(cluster, Kind::Batch, head, tail).await {
+        Ok(answer) => Ok(Some(codec::decode::<WriteDone>(&answer.head)?.revision)),
+        Err(Failure::Condition { .. }) => Ok(None),
+        Err(failure) => Err(failure.into()),
+    }
 }
 
 async fn ask(cluster: &Arc<Cluster>, kind: Kind, head: Vec<u8>, tail: Vec<u8>) -> Result<Frame, Failure> {
@@ -120,31 +203,6 @@ async fn ask(cluster: &Arc<Cluster>, kind: Kind, head: Vec<u8>, tail: Vec<u8>) -
         lane: 0,
     };
     forward::carry(cluster, request).await
-}
-
-/// Replicas of the map that their nodes do not have, as far as the nodes have been heard.
-fn missing(cluster: &Cluster, map: &Map) -> Vec<(NodeId, CreateReplica)> {
-    let mut missing = Vec::new();
-    for shard in &map.shards {
-        for replica in &shard.replicas {
-            let has_it = cluster.health(|health, _| {
-                let status = health.status(replica.node)?;
-                Some(status.replicas.iter().any(|here| here.shard == shard.id))
-            });
-            if has_it == Some(false)
-                && let Some(create) = layout::creation(map.cluster, shard, replica.node)
-            {
-                missing.push((replica.node, create));
-            }
-        }
-    }
-    missing
-}
-
-/// Makes the replicas that are in the map and not on their nodes: the end of a bootstrap, whoever began it. A wiped node
-/// has another id and is not in the map, so a replica that has forgotten its votes is never made by this.
-pub(crate) async fn create_missing(cluster: &Arc<Cluster>, map: &Map) -> Result<(), CallError> {
-    create_all(cluster, missing(cluster, map)).await
 }
 
 /// Makes replicas; those that are there already stay as they are. Those that stand for election come last: they would
@@ -175,7 +233,7 @@ async fn create_some(cluster: &Arc<Cluster>, wanted: Vec<(NodeId, CreateReplica)
 
 /// Makes one replica. Making it twice is the same as making it once, so it is asked for again after every failure but a
 /// refusal, until its time is up.
-async fn create_one(cluster: &Cluster, node: NodeId, create: &CreateReplica) -> Result<(), CallError> {
+pub(crate) async fn create_one(cluster: &Cluster, node: NodeId, create: &CreateReplica) -> Result<(), CallError> {
     let deadline = Instant::now() + CREATE_TIME_MAX;
     let head = codec::encode(create).map_err(|error| Failure::malformed(&error))?;
     let frame = Frame::new(Header { shard: create.shard, ..Header::new(Kind::CreateReplica) }, head, vec![]);

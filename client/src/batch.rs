@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use shkv_proto::codec;
 use shkv_proto::frame::Kind;
 use shkv_proto::ids::{KeyspaceId, ShardId};
-use shkv_proto::message::{self, BatchOp, RefusalCode};
+use shkv_proto::message::{self, BatchOp, Condition, RefusalCode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -195,9 +195,9 @@ impl Batch {
             ops.push(match value {
                 Some(value) => {
                     tail.extend_from_slice(value);
-                    BatchOp::Put { key, value_bytes: value.len() as u32 }
+                    BatchOp::Put { key, value_bytes: value.len() as u32, condition: Condition::Always }
                 }
-                None => BatchOp::Delete { key },
+                None => BatchOp::Delete { key, condition: Condition::Always },
             });
         }
         let head = codec::encode(&message::Batch { keyspace, ops })

@@ -100,9 +100,9 @@ where
             (header.shard, header.epoch) = (shard, epoch);
         }
         let frame = Frame { header, head, tail: request.tail.clone() };
-        let link = match way {
-            Way::Node(peer) => peer.link(),
-            Way::Home(link) => link,
+        let (link, at) = match way {
+            Way::Node(peer) => peer.link_at(),
+            Way::Home(link) => (link, 0),
         };
         let result = attempt(link, frame, request.write, deadline).await.and_then(|answer| {
             let head = codec::decode(&answer.head)
@@ -120,7 +120,7 @@ where
             }
             Err(error) => error,
         };
-        let other_way = learn(inner, &view, &way, shard, &error);
+        let other_way = learn(inner, &view, &way, at, shard, &error);
         match retry::after(&error, request.write, tries) {
             Step::Stop(failure) => return Err(failure.into()),
             Step::Again { after, new_map, hint } => {
@@ -189,11 +189,11 @@ fn choose<'a, E>(
 }
 
 /// Takes a failure into account for the next attempt. Tells whether that attempt goes another way and need not wait.
-fn learn(inner: &Arc<Inner>, view: &View, way: &Way<'_>, shard: ShardId, error: &CallError) -> bool {
+fn learn(inner: &Arc<Inner>, view: &View, way: &Way<'_>, at: usize, shard: ShardId, error: &CallError) -> bool {
     match (way, error) {
         (Way::Node(peer), CallError::Link(LinkError::NotSent(_))) => {
             // Each node becomes passed over once a second at most, which bounds the attempts that do not wait.
-            let news = peer.pass_over(Instant::now());
+            let news = peer.pass_over(at, Instant::now());
             inner.not_leader(view, shard, peer.node, None);
             inner.refresh_behind();
             news
@@ -205,6 +205,11 @@ fn learn(inner: &Arc<Inner>, view: &View, way: &Way<'_>, shard: ShardId, error: 
         }
         (Way::Node(peer), CallError::Failure(Failure::NotLeader { hint })) => {
             inner.not_leader(view, shard, peer.node, *hint);
+            false
+        }
+        (Way::Node(peer), CallError::Failure(Failure::WrongShard { .. })) => {
+            // Its replica has moved away. If nobody has a newer map, the others are still where the old one says.
+            inner.not_leader(view, shard, peer.node, None);
             false
         }
         (Way::Home(link), CallError::Link(LinkError::NotSent(_))) => {

@@ -128,6 +128,10 @@ impl Client {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     /// The keyspace of this name. The map is fetched anew once when it does not know the name.
     ///
     /// # Errors

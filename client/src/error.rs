@@ -10,6 +10,7 @@ use shkv_proto::message::{Failure, RefusalCode};
 /// fn may_send_again(error: &Error) -> bool {
 ///     match error {
 ///         Error::Refused { .. } => false,     // the same would happen again
+///         Error::Condition { .. } => false,   // the row is not what the caller took it for
 ///         Error::Unavailable { .. } => true,  // certainly not done
 ///         Error::Unknown { .. } => false,     // read first: it may have been done
 ///     }
@@ -25,6 +26,17 @@ pub enum Error {
         code: RefusalCode,
         /// For people.
         text: String,
+    },
+    /// Not done: a condition of the write does not hold.
+    #[error(
+        "operation {operation}: the condition does not hold, {}",
+        version.map_or("there is no such row".to_owned(), |version| format!("the row has version {version}"))
+    )]
+    Condition {
+        /// Which operation of a batch, from 0.
+        operation: u32,
+        /// The version that its row has, or `None` if there is no such row.
+        version: Option<u64>,
     },
     /// Certainly not done before the deadline. It may be sent again.
     #[error("unavailable, certainly not done: {text}")]
@@ -59,7 +71,7 @@ impl Error {
     pub fn code(&self) -> Option<RefusalCode> {
         match self {
             Self::Refused { code, .. } => Some(*code),
-            Self::Unavailable { .. } | Self::Unknown { .. } => None,
+            Self::Condition { .. } | Self::Unavailable { .. } | Self::Unknown { .. } => None,
         }
     }
 }
@@ -68,6 +80,7 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Refusal { code, text } => Self::Refused { code, text },
+            Failure::Condition { operation, version } => Self::Condition { operation, version },
             Failure::Busy { text, .. } => Self::Unavailable { text },
             Failure::Unknown { text } => Self::Unknown { text },
             Failure::NotLeader { .. } | Failure::WrongShard { .. } | Failure::Behind { .. } => {

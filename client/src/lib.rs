@@ -30,6 +30,7 @@ mod count;
 mod error;
 mod inner;
 mod keyspace;
+mod operate;
 mod point;
 mod range;
 mod scan;
@@ -41,6 +42,7 @@ pub use client::{Client, ClientConfig, LINKS_PER_NODE_MAX};
 pub use count::Count;
 pub use error::Error;
 pub use keyspace::Keyspace;
+pub use operate::ping;
 pub use point::{Answer, Delete, Get, Put, Written};
 pub use range::KeyRange;
 pub use scan::{Rows, Scan};
@@ -48,4 +50,6 @@ pub use token::{Consistency, Token, TokenError};
 
 pub use shkv_proto::limits::Limits;
 pub use shkv_proto::merge::Row;
-pub use shkv_proto::message::{NodeStatus, RefusalCode, ReplicaStatus, StatusDone};
+pub use shkv_proto::message::{
+    Admin, AdminDone, Control, NewShard, NodeHealth, NodeStatus, RefusalCode, ReplicaStatus, StatusDone, Welcome,
+};

@@ -10,7 +10,7 @@ use shkv_proto::codec;
 use shkv_proto::frame::Kind;
 use shkv_proto::limits::Limits;
 use shkv_proto::merge::Row;
-use shkv_proto::message::{self, GetDone, RefusalCode, WriteDone};
+use shkv_proto::message::{self, Condition, GetDone, RefusalCode, WriteDone};
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::time::Duration;
@@ -254,7 +254,7 @@ async fn write(kind: Kind, keyspace: &Keyspace, key: &[u8], tail: Bytes, within:
         aim: Aim::Key(key),
         consistency: Consistency::Linearizable,
         write: true,
-        head: |_| codec::encode(&message::Write { keyspace, key }),
+        head: |_| codec::encode(&message::Write { keyspace, key, condition: Condition::Always }),
         tail,
     };
     let answered: Answered<WriteDone> = ask(inner, &request, deadline).await?;

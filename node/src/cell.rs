@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use shkv_proto::map::Part;
 use shkv_proto::message::{Failure, RefusalCode};
 use shkv_proto::{Epoch, KeyspaceId, NodeId, ReplicaId, ShardId};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A replica as sessions see it.
 pub struct Cell {
@@ -26,14 +26,30 @@ pub struct Cell {
     lease_until: AtomicU64,
     /// The node that leads as far as is known; 0 is nobody.
     leader: AtomicU64,
+    /// Whether it is known to be of its group.
+    of_group: AtomicBool,
 }
 
 impl Cell {
     /// A cell over rows.
     #[must_use]
     pub fn new(shard: ShardId, replica: ReplicaId, keyspace: KeyspaceId, part: Part, view: View) -> Self {
-        let (lease_until, leader) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { shard, replica, keyspace, part, view: RwLock::new(view), lease_until, leader }
+        let (lease_until, leader, of_group) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+        Self { shard, replica, keyspace, part, view: RwLock::new(view), lease_until, leader, of_group }
+    }
+
+    /// Says whether the replica is known to be of its group.
+    pub fn set_of_group(&self, is: bool) {
+        self.of_group.store(is, Ordering::Relaxed);
+    }
+
+    /// Whether reads that need not be linearizable may be answered here. A replica that has heard no leader since its
+    /// process began may have been removed from its group while it was away, and its rows may never change again.
+    ///
+    /// # Errors
+    /// [`Failure::NotLeader`] without a hint.
+    pub fn answers_stale_reads(&self) -> Result<(), Failure> {
+        if self.of_group.load(Ordering::Relaxed) { Ok(()) } else { Err(Failure::NotLeader { hint: None }) }
     }
 
     /// Says until when the lease runs.

@@ -10,7 +10,7 @@ use crate::space::Space;
 use crate::store::{Base, Flush, ReplicaMeta, Store, StoreError};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use shkv_proto::ShardId;
+use shkv_proto::{ReplicaId, ShardId};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, mpsc};
@@ -19,6 +19,9 @@ use tokio::sync::{mpsc as mail, oneshot};
 
 /// How often a flush that found no space is tried again.
 const NO_SPACE_RETRY: Duration = Duration::from_millis(500);
+
+/// Bytes of staged rows after which they are made durable: redb keeps what is not in mind.
+const LAZY_BYTES_MAX: u64 = 64 << 20;
 
 /// Where the answer of a job goes.
 pub type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -34,12 +37,14 @@ pub enum Job {
         /// Who is told.
         owner: usize,
     },
-    /// A new replica.
-    Create(ShardId, Box<ReplicaMeta>, Answer<Base>),
-    /// The beginning of a snapshot's rows.
-    StageBegin(ShardId, Answer<()>),
-    /// More of a snapshot's rows.
-    Stage(ShardId, Vec<(Bytes, Bytes)>, Answer<()>),
+    /// A new replica; `None` if it was deleted here before.
+    Create(ShardId, Box<ReplicaMeta>, Answer<Option<Base>>),
+    /// One replica less.
+    Delete(ShardId, ReplicaId, Answer<()>),
+    /// The beginning of a snapshot's rows, with the number of the stream.
+    StageBegin(ShardId, u64, Answer<()>),
+    /// More of a snapshot's rows. `false` if another stream has begun, or the replica was deleted.
+    Stage(ShardId, u64, Vec<(Bytes, Bytes)>, Answer<bool>),
     /// Staged rows into their place.
     Install {
         /// The shard.
@@ -69,7 +74,7 @@ impl Flusher {
         flushed: BTreeMap<u32, u64>,
     ) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
-        let mut work = Work { store, space, owners, flushed };
+        let mut work = Work { store, space, owners, flushed, staging: BTreeMap::new(), lazy_bytes: 0 };
         let run = move || {
             while let Ok(job) = receiver.recv() {
                 let done = std::panic::catch_unwind(AssertUnwindSafe(|| work.job(job)));
@@ -117,23 +122,41 @@ struct Work {
     space: Arc<Space>,
     owners: Vec<mail::Sender<Mail>>,
     flushed: BTreeMap<u32, u64>,
+    /// The number of the stream that brings a shard's snapshot in.
+    staging: BTreeMap<u32, u64>,
+    /// Bytes of staged rows since some were made durable.
+    lazy_bytes: u64,
 }
 
 impl Work {
     fn job(&mut self, job: Job) -> Result<(), StoreError> {
         match job {
             Job::Flush { tables, keep, owner } => self.flush(&tables, &keep, owner),
-            Job::Create(shard, meta, answer) => {
-                let made = self.store.create_replica(shard, &meta).and_then(|()| self.store.base(shard));
-                self.flushed.insert(shard.0, 0);
-                answered(answer, made)
+            Job::Create(shard, meta, answer) => answered(answer, self.create(shard, &meta)),
+            Job::Delete(shard, replica, answer) => {
+                self.staging.remove(&shard.0);
+                self.flushed.remove(&shard.0); // its entries keep no segment of the log any more
+                answered(answer, self.store.delete_replica(shard, replica))
             }
-            Job::StageBegin(shard, answer) => answered(answer, self.store.stage_begin(shard)),
-            Job::Stage(shard, rows, answer) => {
-                self.wait_for_space(rows.iter().map(|(key, row)| (key.len() + row.len()) as u64).sum());
-                answered(answer, self.store.stage(shard, &rows))
+            Job::StageBegin(shard, stream, answer) => {
+                self.staging.insert(shard.0, stream);
+                answered(answer, self.store.stage_begin(shard))
+            }
+            Job::Stage(shard, stream, rows, answer) => {
+                if self.staging.get(&shard.0) != Some(&stream) {
+                    return answered(answer, Ok(false));
+                }
+                let bytes = rows.iter().map(|(key, row)| (key.len() + row.len()) as u64).sum();
+                self.wait_for_space(bytes);
+                self.lazy_bytes += bytes;
+                let durable = self.lazy_bytes > LAZY_BYTES_MAX;
+                if durable {
+                    self.lazy_bytes = 0;
+                }
+                answered(answer, self.store.stage(shard, &rows, durable).map(|()| true))
             }
             Job::Install { shard, meta, owner } => {
+                self.staging.remove(&shard.0);
                 self.store.install(shard, &meta)?;
                 self.flushed.insert(shard.0, meta.state.index);
                 let base = self.store.base(shard)?;
@@ -141,6 +164,14 @@ impl Work {
                 Ok(())
             }
         }
+    }
+
+    fn create(&mut self, shard: ShardId, meta: &ReplicaMeta) -> Result<Option<Base>, StoreError> {
+        if !self.store.create_replica(shard, meta)? {
+            return Ok(None);
+        }
+        self.flushed.insert(shard.0, 0);
+        self.store.base(shard).map(Some)
     }
 
     fn flush(&mut self, tables: &[Flush], keep: &BTreeMap<u32, u64>, owner: usize) -> Result<(), StoreError> {

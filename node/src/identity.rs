@@ -1,4 +1,6 @@
 //! Who a node is: made once, kept in its data directory, never changed. A wiped disk is a new node.
+//!
+//! What is added to it later is added once and for good: the cluster that it joins, and why that cluster wants it no more.
 
 #![expect(clippy::disallowed_methods, reason = "a shell: reads and writes the data directory, and draws the node's id")]
 
@@ -13,10 +15,14 @@ use shkv_proto::{ClusterId, NodeId, codec};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const FILE: &str = "identity";
 const LOCK: &str = "lock";
+/// How often the lock is tried: somebody who only looks ([`NodeLook`]) holds it for a moment.
+const LOCK_TRIES: u32 = 5;
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// A node's identity, and the lock on its data directory.
 #[derive(Debug)]
@@ -33,6 +39,38 @@ struct Kept {
     id: NodeId,
     name: String,
     cluster: Option<ClusterId>,
+    retired: Option<String>,
+}
+
+/// What a data directory says of its node, without opening it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeLook {
+    /// The node.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Its cluster, if it has joined one.
+    pub cluster: Option<ClusterId>,
+    /// Why its cluster wants it no more, if it does not.
+    pub retired: Option<String>,
+    /// Whether a process holds the directory.
+    pub running: bool,
+}
+
+impl NodeLook {
+    /// Looks at a directory; `None` if it is no node's.
+    ///
+    /// # Errors
+    /// [`StartError`] when there is an identity that cannot be read.
+    pub fn at(data: &Path) -> Result<Option<Self>, StartError> {
+        let Some(kept) = read(data)? else { return Ok(None) };
+        let Kept { id, name, cluster, retired } = kept;
+        let running = match File::open(data.join(LOCK)) {
+            Ok(lock) => try_lock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared).is_err(),
+            Err(_) => false,
+        };
+        Ok(Some(Self { id, name, cluster, retired, running }))
+    }
 }
 
 impl Identity {
@@ -52,29 +90,29 @@ impl Identity {
             .write(true)
             .open(data.join(LOCK))
             .map_err(at("cannot be written to"))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| StartError::Locked(data.to_owned()))?;
-        let kept = match File::open(data.join(FILE)) {
-            Ok(mut file) => {
-                let mut bytes = Vec::new();
-                file.read_to_end(&mut bytes).map_err(at("has an identity that cannot be read"))?;
-                match bytes.split_first() {
-                    Some((&FORMAT, body)) => {
-                        codec::decode::<Kept>(body).map_err(|_| StartError::Identity(data.to_owned()))?
-                    }
-                    _ => return Err(StartError::Identity(data.to_owned())),
-                }
+        let mut tries = 1;
+        while let Err(error) = try_lock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            if tries == LOCK_TRIES {
+                tracing::debug!("{}: {error}", data.display());
+                return Err(StartError::Locked(data.to_owned()));
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            tries += 1;
+            std::thread::sleep(LOCK_RETRY);
+        }
+        let kept = match read(data)? {
+            Some(kept) => kept,
+            None => {
                 let id = NodeId(rand::rng().random_range(1..=u64::MAX));
-                let kept = Kept { id, name: name.to_owned(), cluster: None };
+                let kept = Kept { id, name: name.to_owned(), cluster: None, retired: None };
                 write(data, &kept).map_err(at("cannot be written to"))?;
                 kept
             }
-            Err(error) => return Err(at("has an identity that cannot be read")(error)),
         };
         if kept.name != name {
             return Err(StartError::OtherName { data: data.to_owned(), theirs: kept.name, ours: name.to_owned() });
+        }
+        if let Kept { cluster: Some(cluster), retired: Some(reason), .. } = kept {
+            return Err(StartError::Retired { data: data.to_owned(), cluster, reason });
         }
         Ok(Self { data: data.to_owned(), id: kept.id, name: kept.name.clone(), kept: RwLock::new(kept), _lock: lock })
     }
@@ -94,6 +132,29 @@ impl Identity {
         self.kept.read().cluster
     }
 
+    /// Why the cluster wants the node no more, if it does not.
+    pub fn retired(&self) -> Option<String> {
+        self.kept.read().retired.clone()
+    }
+
+    /// Remembers for good that the cluster wants the node no more. The first reason stays.
+    ///
+    /// # Errors
+    /// A refusal if the node is in no cluster; [`Failure::Busy`] if it cannot be written down.
+    pub fn retire(&self, reason: &str) -> Result<(), Failure> {
+        let mut kept = self.kept.write();
+        if kept.cluster.is_none() {
+            return Err(Failure::refusal(RefusalCode::NotBootstrapped, "this node is in no cluster"));
+        }
+        if kept.retired.is_some() {
+            return Ok(());
+        }
+        let retired = Kept { retired: Some(reason.to_owned()), ..kept.clone() };
+        write(&self.data, &retired).map_err(|error| not_written(&error))?;
+        *kept = retired;
+        Ok(())
+    }
+
     /// Joins a cluster for good. Joining the same again changes nothing.
     ///
     /// # Errors
@@ -109,13 +170,35 @@ impl Identity {
             None => {
                 let joined = Kept { cluster: Some(cluster), ..kept.clone() };
                 // Durable before it is used: a node must not forget which cluster its votes were for.
-                write(&self.data, &joined)
-                    .map_err(|error| Failure::Busy { retry_after_ms: 500, text: format!("{FILE}: {error}") })?;
+                write(&self.data, &joined).map_err(|error| not_written(&error))?;
                 *kept = joined;
                 Ok(())
             }
         }
     }
+}
+
+fn not_written(error: &std::io::Error) -> Failure {
+    Failure::Busy { retry_after_ms: 500, text: format!("{FILE}: {error}") }
+}
+
+fn try_lock(lock: &File, operation: rustix::fs::FlockOperation) -> std::io::Result<()> {
+    Ok(rustix::fs::flock(lock, operation)?)
+}
+
+fn read(data: &Path) -> Result<Option<Kept>, StartError> {
+    let failed = |error| StartError::Data { data: data.to_owned(), what: "has an identity that cannot be read", error };
+    let mut bytes = Vec::new();
+    match File::open(data.join(FILE)) {
+        Ok(mut file) => file.read_to_end(&mut bytes).map_err(failed)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let kept = match bytes.split_first() {
+        Some((&FORMAT, body)) => codec::decode::<Kept>(body).ok(),
+        Some(_) | None => None,
+    };
+    kept.map(Some).ok_or_else(|| StartError::Identity(data.to_owned()))
 }
 
 /// Writes the file beside the old one and then in its place, so that there is a whole one at every moment.

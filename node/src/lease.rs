@@ -82,6 +82,21 @@ mod tests {
     }
 
     #[test]
+    fn a_joint_configuration_needs_both_halves() {
+        let length = LEASE.as_nanos() as u64;
+        let joint = configuration(&[1, 4, 5], &[1, 2, 3]);
+        let mut lease = Lease::default();
+        let until = |lease: &Lease, me: u64| lease.until(7, ReplicaId(me), &joint, 1_000);
+        lease.acknowledged(7, ReplicaId(4), 500);
+        assert_eq!(until(&lease, 1), 0, "the outgoing half has heard nothing");
+        lease.acknowledged(7, ReplicaId(2), 300);
+        assert_eq!(until(&lease, 1), 300 + length, "the half that heard less decides");
+        lease.acknowledged(7, ReplicaId(3), 900);
+        assert_eq!(until(&lease, 1), 500 + length);
+        assert_eq!(until(&lease, 2), 0, "a leader that goes counts in the outgoing half alone, and 5 has not heard");
+    }
+
+    #[test]
     fn a_new_term_begins_without_a_lease() {
         let mut lease = Lease::default();
         let three = configuration(&[1, 2, 3], &[]);

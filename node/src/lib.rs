@@ -10,10 +10,12 @@
 
 mod admin;
 mod cell;
+mod claim;
 mod clock;
 pub mod disk;
 mod flusher;
 mod identity;
+mod join;
 mod lease;
 pub mod log;
 mod machine;
@@ -30,8 +32,11 @@ mod space;
 mod store;
 mod table;
 
+pub use identity::NodeLook;
 pub use server::Node;
 
+use shkv_proto::ClusterId;
+use shkv_proto::limits::CAPACITY_USUAL;
 use std::path::PathBuf;
 
 /// What a node needs to start.
@@ -43,8 +48,39 @@ pub struct NodeConfig {
     pub data: PathBuf,
     /// `host:port` to listen on; port 0 takes any.
     pub listen: String,
+    /// Balancers with which the node registers, as `host:port`. Empty: it waits for a balancer to find it.
+    pub join: Vec<String>,
+    /// Where other members reach it, as `host:port`; `None` is where it listens.
+    pub advertise: Option<String>,
+    /// Where clients outside of the members' network reach it, if that differs.
+    pub advertise_outside: Option<String>,
+    /// What fails together with it: a rack, a zone. Empty says nothing.
+    pub domain: String,
+    /// How much it takes compared to others; [`CAPACITY_USUAL`] is usual.
+    pub capacity: u32,
+    /// By which name its provisioner knows it; empty if it was started by hand.
+    pub instance: String,
     /// Budgets.
     pub tuning: Tuning,
+}
+
+impl NodeConfig {
+    /// A node of usual capacity and usual budgets that nobody has provisioned and that joins nothing by itself.
+    #[must_use]
+    pub fn new(name: impl Into<String>, data: impl Into<PathBuf>, listen: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            data: data.into(),
+            listen: listen.into(),
+            join: Vec::new(),
+            advertise: None,
+            advertise_outside: None,
+            domain: String::new(),
+            capacity: CAPACITY_USUAL,
+            instance: String::new(),
+            tuning: Tuning::default(),
+        }
+    }
 }
 
 /// Budgets of a node.
@@ -109,6 +145,25 @@ pub enum StartError {
         theirs: String,
         /// The name that was asked for.
         ours: String,
+    },
+    /// Its cluster wants it no more.
+    #[error(
+        "the node in {} was removed from, or replaced in, cluster {cluster}: {reason}; remove the directory to let it join as a new node",
+        data.display()
+    )]
+    Retired {
+        /// The directory.
+        data: PathBuf,
+        /// The cluster.
+        cluster: ClusterId,
+        /// Why.
+        reason: String,
+    },
+    /// Nobody could reach it at the address that it would tell.
+    #[error("{addr:?} is no address at which others reach this node; name one as host:port with --advertise")]
+    Advertise {
+        /// The address.
+        addr: String,
     },
     /// It cannot listen.
     #[error("cannot listen on {addr}: {error}; choose another address with --listen or stop what uses it")]

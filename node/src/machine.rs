@@ -7,8 +7,8 @@ use crate::table::View;
 use bytes::Bytes;
 use shkv_proto::Kind;
 use shkv_proto::codec::{self, CodecError};
-use shkv_proto::limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use shkv_proto::message::{Batch, BatchOp, Failure, RefusalCode, Write, WriteDone};
+use shkv_proto::limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, CONDITION_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use shkv_proto::message::{Batch, BatchOp, Condition, Failure, RefusalCode, Write, WriteDone};
 
 const FORMAT: u8 = 1;
 /// Bytes before the head of a write.
@@ -69,6 +69,7 @@ pub fn check(
                 return Err(Failure::refusal(RefusalCode::Malformed, "a delete has no value"));
             }
             check_value(tail.len())?;
+            check_condition(write.condition)?;
             holds(write.keyspace, write.key)
         }
         WriteKind::Batch => {
@@ -95,6 +96,7 @@ pub fn check(
                     other => other,
                 };
                 check_key(op.key()).map_err(item)?;
+                check_condition(op.condition()).map_err(item)?;
                 if let BatchOp::Put { value_bytes, .. } = op {
                     check_value(*value_bytes as usize).map_err(item)?;
                     values = values.saturating_add(*value_bytes as usize);
@@ -137,6 +139,18 @@ fn check_value(length: usize) -> Result<(), Failure> {
     Ok(())
 }
 
+fn check_condition(condition: Condition<'_>) -> Result<(), Failure> {
+    match condition {
+        Condition::Value(value) if value.len() > CONDITION_BYTES_MAX => Err(Failure::refusal(
+            RefusalCode::ValueTooLarge,
+            format!("the condition's value has {} bytes, the limit is {CONDITION_BYTES_MAX}", value.len()),
+        )),
+        Condition::Value(_) | Condition::Always | Condition::Absent | Condition::Present | Condition::Version(_) => {
+            Ok(())
+        }
+    }
+}
+
 /// Gathers writes into one entry.
 #[derive(Debug)]
 pub struct Group {
@@ -173,16 +187,20 @@ impl Group {
     }
 }
 
+/// The answers to the writes of an entry.
+pub type Answers = Vec<Result<WriteDone, Failure>>;
+
 /// An entry that cannot be what a leader wrote: this build is too old for it, or memory is bad. The replica must stop.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("log entry cannot be applied: {0}")]
 pub struct BadEntry(String);
 
 /// Applies an entry's data to the rows. With `answers`, it gets the answer to each write of the entry in their order.
+/// A write whose condition does not hold changes nothing, not even the revision, on every replica alike.
 ///
 /// # Errors
 /// [`BadEntry`]; the rows may then be half changed.
-pub fn apply(data: &Bytes, view: &mut View, mut answers: Option<&mut Vec<WriteDone>>) -> Result<(), BadEntry> {
+pub fn apply(data: &Bytes, view: &mut View, mut answers: Option<&mut Answers>) -> Result<(), BadEntry> {
     let bad = |text: &str| BadEntry(text.to_owned());
     let malformed = |error: CodecError| BadEntry(error.to_string());
     if data.first() != Some(&FORMAT) {
@@ -202,37 +220,84 @@ pub fn apply(data: &Bytes, view: &mut View, mut answers: Option<&mut Vec<WriteDo
         }
         let head = &data[head_at..tail_at];
         let mut tail = data.slice(tail_at..at);
-        let mut removed = 0;
-        match kind {
+        let look = answers.is_some();
+        let removed = match kind {
             WriteKind::Put => {
                 let write: Write<'_> = codec::decode_borrowed(head).map_err(malformed)?;
-                put(view, write.key, &tail);
+                match refuse(view, 0, write.key, write.condition)? {
+                    None => {
+                        put(view, write.key, &tail);
+                        Ok(0)
+                    }
+                    Some(failure) => Err(failure),
+                }
             }
             WriteKind::Delete => {
                 let write: Write<'_> = codec::decode_borrowed(head).map_err(malformed)?;
-                removed += delete(view, write.key, answers.is_some())?;
+                match refuse(view, 0, write.key, write.condition)? {
+                    None => Ok(delete(view, write.key, look)?),
+                    Some(failure) => Err(failure),
+                }
             }
             WriteKind::Batch => {
                 let batch: Batch<'_> = codec::decode_borrowed(head).map_err(malformed)?;
-                for op in &batch.ops {
-                    match op {
-                        BatchOp::Put { key, value_bytes } => {
-                            let length = *value_bytes as usize;
-                            if length > tail.len() {
-                                return Err(bad("its values are shorter than its operations say"));
-                            }
-                            put(view, key, &tail.split_to(length));
-                        }
-                        BatchOp::Delete { key } => removed += delete(view, key, answers.is_some())?,
-                    }
+                match refuse_batch(view, &batch)? {
+                    None => Ok(apply_batch(view, &batch, &mut tail, look)?),
+                    Some(failure) => Err(failure),
                 }
             }
-        }
+        };
         if let Some(answers) = answers.as_deref_mut() {
-            answers.push(WriteDone { revision: view.revision, removed });
+            answers.push(removed.map(|removed| WriteDone { revision: view.revision, removed }));
         }
     }
     Ok(())
+}
+
+fn apply_batch(view: &mut View, batch: &Batch<'_>, tail: &mut Bytes, look: bool) -> Result<u32, BadEntry> {
+    let mut removed = 0;
+    for op in &batch.ops {
+        match op {
+            BatchOp::Put { key, value_bytes, .. } => {
+                let length = *value_bytes as usize;
+                if length > tail.len() {
+                    return Err(BadEntry("its values are shorter than its operations say".into()));
+                }
+                put(view, key, &tail.split_to(length));
+            }
+            BatchOp::Delete { key, .. } => removed += delete(view, key, look)?,
+            BatchOp::Check { .. } => {}
+        }
+    }
+    Ok(removed)
+}
+
+/// The first condition of a batch that does not hold. All are looked at before anything of the batch is done.
+fn refuse_batch(view: &View, batch: &Batch<'_>) -> Result<Option<Failure>, BadEntry> {
+    for (op, operation) in batch.ops.iter().zip(0..) {
+        if let Some(failure) = refuse(view, operation, op.key(), op.condition())? {
+            return Ok(Some(failure));
+        }
+    }
+    Ok(None)
+}
+
+/// Why a write is not done, if its condition does not hold. Without a condition nothing is looked up.
+fn refuse(view: &View, operation: u32, key: &[u8], condition: Condition<'_>) -> Result<Option<Failure>, BadEntry> {
+    if condition == Condition::Always {
+        return Ok(None);
+    }
+    let found = view.get(key).map_err(|error| BadEntry(error.to_string()))?;
+    let holds = match (condition, &found) {
+        (Condition::Always, _) | (Condition::Absent, None) | (Condition::Present, Some(_)) => true,
+        (Condition::Version(wanted), Some((version, _))) => wanted == *version,
+        (Condition::Value(wanted), Some((_, value))) => wanted == value,
+        (Condition::Absent, Some(_)) | (Condition::Present | Condition::Version(_) | Condition::Value(_), None) => {
+            false
+        }
+    };
+    let version = found.map(|(version, _)| version);
+    Ok((!holds).then_some(Failure::Condition { operation, version }))
 }
 
 fn put(view: &mut View, key: &[u8], value: &Bytes) {
@@ -261,15 +326,15 @@ mod tests {
     }
 
     fn head(key: &[u8]) -> Vec<u8> {
-        codec::encode(&Write { keyspace: KeyspaceId(1), key }).expect("it is small")
+        codec::encode(&Write { keyspace: KeyspaceId(1), key, condition: Condition::Always }).expect("it is small")
     }
 
     #[test]
     fn a_group_is_applied_in_its_order() {
         let ops = vec![
-            BatchOp::Put { key: b"a", value_bytes: 1 },
-            BatchOp::Delete { key: b"b" },
-            BatchOp::Put { key: b"c", value_bytes: 2 },
+            BatchOp::Put { key: b"a", value_bytes: 1, condition: Condition::Always },
+            BatchOp::Delete { key: b"b", condition: Condition::Present },
+            BatchOp::Put { key: b"c", value_bytes: 2, condition: Condition::Absent },
         ];
         let batch = codec::encode(&Batch { keyspace: KeyspaceId(1), ops }).expect("it is small");
         let mut group = Group::default();
@@ -282,7 +347,10 @@ mod tests {
         let mut view = view();
         let mut answers = Vec::new();
         apply(&data, &mut view, Some(&mut answers)).expect("a sound entry");
-        let told: Vec<_> = answers.iter().map(|answer| (answer.revision, answer.removed)).collect();
+        let told: Vec<_> = answers
+            .into_iter()
+            .map(|answer| answer.map(|done| (done.revision, done.removed)).expect("no conditions"))
+            .collect();
         assert_eq!(told, [(1, 0), (2, 0), (3, 1), (4, 0), (7, 1)]);
         let get =
             |key: &[u8]| view.get(key).expect("memory cannot fail").map(|(version, value)| (version, value.to_vec()));
@@ -292,6 +360,77 @@ mod tests {
         let mut silent = self::view();
         apply(&data, &mut silent, None).expect("a sound entry");
         assert_eq!((silent.revision, &silent.active), (view.revision, &view.active), "answers change nothing");
+    }
+
+    #[test]
+    fn a_write_whose_condition_does_not_hold_changes_nothing() {
+        let mut view = view();
+        type Step<'a> = (&'a [u8], Condition<'a>, Option<&'a [u8]>);
+        let mut run = |writes: &[Step<'_>]| {
+            let mut group = Group::default();
+            for (key, condition, value) in writes {
+                let head =
+                    codec::encode(&Write { keyspace: KeyspaceId(1), key, condition: *condition }).expect("small");
+                let kind = if value.is_some() { WriteKind::Put } else { WriteKind::Delete };
+                group.add(kind, &head, value.unwrap_or_default());
+            }
+            let mut answers = Vec::new();
+            apply(&Bytes::from(group.finish()), &mut view, Some(&mut answers)).expect("a sound entry");
+            let told = |answer: Result<WriteDone, Failure>| match answer {
+                Ok(done) => Ok(done.revision),
+                Err(Failure::Condition { operation: 0, version }) => Err(version),
+                Err(other) => panic!("{other}"),
+            };
+            answers.into_iter().map(told).collect::<Vec<_>>()
+        };
+        let one: Option<&[u8]> = Some(b"1");
+        let answers = run(&[
+            (b"k", Condition::Present, one),
+            (b"k", Condition::Version(0), one),
+            (b"k", Condition::Value(b""), one),
+            (b"k", Condition::Absent, one),
+            (b"k", Condition::Absent, one),
+            (b"k", Condition::Version(1), one),
+            (b"k", Condition::Version(1), one),
+            (b"k", Condition::Value(b"2"), None),
+            (b"k", Condition::Value(b"1"), None),
+            (b"k", Condition::Present, None),
+            (b"k", Condition::Absent, one),
+        ]);
+        let expected = [
+            Err(None),
+            Err(None),
+            Err(None),
+            Ok(1),
+            Err(Some(1)),
+            Ok(2),
+            Err(Some(2)),
+            Err(Some(2)),
+            Ok(3),
+            Err(None),
+            Ok(4),
+        ];
+        assert_eq!(answers, expected);
+    }
+
+    #[test]
+    fn a_batch_is_done_only_if_all_its_conditions_hold_before_it() {
+        let batch = |check: Condition<'_>| {
+            let ops = vec![
+                BatchOp::Put { key: b"a", value_bytes: 1, condition: Condition::Absent },
+                BatchOp::Check { key: b"b", condition: check },
+            ];
+            let head = codec::encode(&Batch { keyspace: KeyspaceId(1), ops }).expect("it is small");
+            let mut group = Group::default();
+            group.add(WriteKind::Batch, &head, b"x");
+            Bytes::from(group.finish())
+        };
+        let (mut view, mut answers) = (view(), Vec::new());
+        apply(&batch(Condition::Present), &mut view, Some(&mut answers)).expect("a sound entry");
+        assert_eq!((view.revision, view.get(b"a").expect("memory")), (0, None), "not half of it");
+        apply(&batch(Condition::Absent), &mut view, Some(&mut answers)).expect("a sound entry");
+        let refused = Err(Failure::Condition { operation: 1, version: None });
+        assert_eq!(answers, [refused, Ok(WriteDone { revision: 1, removed: 0 })]);
     }
 
     #[test]
@@ -324,7 +463,7 @@ mod tests {
         assert_eq!(code(check(WriteKind::Put, b"\xff\xff", b"", yes)), Some(RefusalCode::Malformed));
         let batch = |ops| codec::encode(&Batch { keyspace: KeyspaceId(1), ops }).expect("it is small");
         assert_eq!(code(check(WriteKind::Batch, &batch(vec![]), b"", yes)), Some(RefusalCode::BatchLimits));
-        let lying = batch(vec![BatchOp::Put { key: b"k", value_bytes: 5 }]);
+        let lying = batch(vec![BatchOp::Put { key: b"k", value_bytes: 5, condition: Condition::Always }]);
         assert_eq!(code(check(WriteKind::Batch, &lying, b"four", yes)), Some(RefusalCode::Malformed));
         assert_eq!(check(WriteKind::Put, &head(&[1; KEY_BYTES_MAX]), b"v", yes), Ok(()));
     }

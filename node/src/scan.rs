@@ -76,6 +76,9 @@ async fn page(shared: &Arc<Shared>, shard: ShardId, scan: Scan, limits: PageLimi
         ));
     }
     let consistency = scan.consistency;
+    if consistency != Consistency::Linearizable {
+        cell.answers_stale_reads()?;
+    }
     let scan = Arc::new(scan);
     let page = read(cell.clone(), scan.clone(), limits).await?;
     if may_answer(shared, &cell, consistency, page.revision) {

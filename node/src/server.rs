@@ -7,8 +7,9 @@ use crate::clock::Clock;
 use crate::disk::{RealDisk, sync_folder};
 use crate::flusher::Flusher;
 use crate::identity::Identity;
-use crate::log::Log;
+use crate::join::{Registration, keep_registered};
 use crate::log::writer::{LogWriter, Ticket};
+use crate::log::{Log, ShardWrite};
 use crate::owner::{MAILBOX, Mail, Owner};
 use crate::peers::Peers;
 use crate::shared::Shared;
@@ -16,7 +17,7 @@ use crate::space::{Space, fail_once};
 use crate::store::Store;
 use crate::{NodeConfig, StartError, Tuning, session};
 use shkv_proto::limits::Limits;
-use shkv_proto::message::{Role, Welcome};
+use shkv_proto::message::{Failure, RefusalCode, Role, Welcome};
 use shkv_proto::session::accept;
 use shkv_proto::{ClusterId, NodeId, ShardId};
 use std::collections::BTreeMap;
@@ -80,6 +81,7 @@ impl Node {
         let listener = TcpListener::bind(&config.listen).await;
         let listener = listener.map_err(|error| StartError::Listen { addr: config.listen.clone(), error })?;
         let addr = listener.local_addr().map_err(|error| StartError::Listen { addr: config.listen.clone(), error })?;
+        let registration = registration(&config, addr)?;
         let mut threads = Vec::new();
         for number in 0..config.tuning.threads.max(1) {
             threads.push(Thread::start(number).map_err(StartError::Thread)?);
@@ -104,6 +106,9 @@ impl Node {
                 watching.space.look();
             }
         });
+        if !registration.balancers.is_empty() {
+            handles[0].spawn(tracker.track_future(keep_registered(shared.clone(), registration)));
+        }
         tracing::info!(node = %shared.identity.id(), name = shared.identity.name(), %addr, "the node listens");
         Ok(Self { shared, addr, failed, tracker, threads })
     }
@@ -126,7 +131,8 @@ impl Node {
         self.shared.cluster()
     }
 
-    /// Resolves when the node cannot go on, with the reason. Drop it then and start it again: the log recovers it.
+    /// Resolves when the node cannot go on, with the reason. Drop it then and start it again: the log recovers it. One that
+    /// its cluster wants no more does not start again, and says so.
     pub async fn failed(&self) -> String {
         let mut failed = self.failed.clone();
         let reason = failed.wait_for(Option::is_some).await.map(|reason| reason.clone().unwrap_or_default());
@@ -181,6 +187,30 @@ impl Drop for Node {
     }
 }
 
+/// What the node says of itself when it joins.
+fn registration(config: &NodeConfig, listens: SocketAddr) -> Result<Registration, StartError> {
+    let addr = config.advertise.clone().unwrap_or_else(|| listens.to_string());
+    let is_whole = |addr: &str| {
+        let port = addr.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+        port.and_then(|(_, port)| port.parse::<u16>().ok()).is_some_and(|port| port != 0)
+    };
+    let nowhere = config.advertise.is_none() && listens.ip().is_unspecified();
+    let told = [Some(&addr), config.advertise_outside.as_ref()];
+    if !config.join.is_empty()
+        && let Some(bad) = told.into_iter().flatten().find(|addr| nowhere || !is_whole(addr))
+    {
+        return Err(StartError::Advertise { addr: bad.clone() });
+    }
+    Ok(Registration {
+        balancers: config.join.clone(),
+        addr,
+        addr_outside: config.advertise_outside.clone(),
+        domain: config.domain.clone(),
+        capacity: config.capacity,
+        instance: config.instance.clone(),
+    })
+}
+
 fn end_threads(threads: Vec<Thread>) {
     for mut thread in threads {
         drop(thread.end.take());
@@ -215,9 +245,14 @@ fn open(config: &NodeConfig, handles: &[Handle]) -> Result<(Arc<Shared>, watch::
     }
     let disk = Arc::new(RealDisk(log_folder));
     let (log, mut recovered) = Log::open(disk, identity.id(), tuning.log_segment_bytes).map_err(log_error)?;
-    if recovered.is_empty() && replicas.values().any(|meta| meta.state.index > 0) {
+    // The log of a replica is begun before the replica is made.
+    if log.is_new() && !replicas.is_empty() {
         return Err(StartError::LogMissing(data.clone()));
     }
+    // The crash came while a replica was deleted: what the log has of it is not for the next one.
+    let orphans = recovered.keys().filter(|shard| !replicas.contains_key(shard));
+    let forget: Vec<_> = orphans.map(|shard| ShardWrite::forget(*shard)).collect();
+    log.append(&forget).map_err(log_error)?;
     let log = Arc::new(log);
     let mut bases = BTreeMap::new();
     for shard in replicas.keys() {
@@ -303,6 +338,10 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let welcome = {
         let shared = shared.clone();
         move |hello: &shkv_proto::message::Hello| {
+            if let Some(reason) = shared.identity.retired() {
+                let text = format!("this node was removed from, or replaced in, its cluster: {reason}");
+                return Err(Failure::refusal(RefusalCode::Retired, text));
+            }
             let version = hello.version_in_common()?;
             hello.check_cluster(shared.cluster())?;
             Ok(Welcome {

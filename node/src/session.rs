@@ -40,13 +40,13 @@ pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
         let conn = conn.clone();
         async move { conn.outbox.write_to(&mut writer).await }
     });
-    let mut served =
-        Served { shared: shared.clone(), conn: conn.clone(), role: peer.role, incoming: None, writes: vec![] };
+    let mut served = Served { shared: shared.clone(), conn: conn.clone(), peer, incoming: None, writes: vec![] };
     let mut frames = Vec::new();
     loop {
-        let read = tokio::select! { // both arms are cancel-safe: next_batch keeps what it has read
+        let read = tokio::select! { // every arm is cancel-safe: next_batch keeps what it has read
             read = reader.next_batch(&mut frames) => read,
             () = shared.stop.cancelled() => break,
+            () = shared.retired.cancelled() => break,
         };
         match read {
             Ok(true) => served.batch(&mut frames).await,
@@ -56,7 +56,7 @@ pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
                 break;
             }
             Err(error) => {
-                tracing::warn!(role = ?peer.role, "a connection was closed: {error}");
+                tracing::warn!(role = ?served.peer.role, "a connection was closed: {error}");
                 break;
             }
         }
@@ -69,7 +69,7 @@ pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
 struct Served {
     shared: Arc<Shared>,
     conn: Arc<Conn>,
-    role: Role,
+    peer: Hello,
     /// The snapshot that is coming in on this connection.
     incoming: Option<Incoming>,
     /// The writes of the batch, by owner.
@@ -137,9 +137,7 @@ impl Served {
     }
 
     fn raft(&self, frame: &Frame) {
-        if !matches!(self.role, Role::Node(_)) {
-            return;
-        }
+        let Role::Node(from) = self.peer.role else { return };
         let messages: Vec<RaftMessage> = match codec::decode(&frame.head) {
             Ok(messages) => messages,
             Err(error) => return tracing::warn!("Raft messages that cannot be read: {error}"),
@@ -164,14 +162,14 @@ impl Served {
         }
         for (owner, messages) in by_owner.into_iter().enumerate() {
             if !messages.is_empty() {
-                self.shared.try_mail(owner, Mail::Raft(messages)); // what is dropped is sent again
+                self.shared.try_mail(owner, Mail::Raft(from, messages)); // what is dropped is sent again
             }
         }
     }
 
     async fn other(&mut self, frame: Frame, reply: Reply) {
         let shared = &self.shared;
-        let is_member = matches!(self.role, Role::Node(_) | Role::Balancer);
+        let is_member = matches!(self.peer.role, Role::Node(_) | Role::Balancer);
         match frame.header.kind {
             Kind::Get => get(shared, &frame, reply),
             Kind::Scan => drop(tokio::spawn(scan::scan(shared.clone(), frame, reply))),
@@ -187,24 +185,31 @@ impl Served {
                     let status = shared.status().await;
                     let map = shared.map().map(|map| (*map).clone());
                     let process = (status.process, status.cpu_us);
-                    reply.done(&StatusDone { map, process, nodes: vec![(status.id, Ok(status))] });
+                    reply.done(&StatusDone { map, process, nodes: vec![(status.id, Ok(status))], control: None });
                 });
             }
-            Kind::Beat if is_member => admin::beat(shared.clone(), &frame, reply),
+            Kind::Beat if is_member => admin::beat(shared.clone(), &self.peer, &frame, reply),
             Kind::CreateReplica if is_member => admin::create(shared.clone(), &frame, reply),
             Kind::TransferLeader if is_member => admin::transfer(shared.clone(), &frame, reply),
-            Kind::SnapshotBegin | Kind::SnapshotChunk | Kind::SnapshotEnd if is_member => {
-                let result = crate::snapshot::take(shared, &mut self.incoming, frame).await;
+            Kind::ChangeReplicas if is_member => admin::change(shared.clone(), &frame, reply),
+            Kind::RemoveReplica if is_member => admin::remove(shared.clone(), &frame, reply),
+            Kind::SnapshotBegin | Kind::SnapshotChunk | Kind::SnapshotEnd => {
+                let Role::Node(from) = self.peer.role else {
+                    return reply.failed(&self.not_allowed(frame.header.kind));
+                };
+                let result = crate::snapshot::take(shared, from, &mut self.incoming, frame).await;
                 if result.is_err() {
                     self.incoming = None;
                 }
                 reply.result(result);
             }
-            kind => reply.failed(&Failure::refusal(
-                RefusalCode::NotAllowed,
-                format!("a {:?} may not send {kind:?} to a node", self.role),
-            )),
+            kind => reply.failed(&self.not_allowed(kind)),
         }
+    }
+
+    fn not_allowed(&self, kind: Kind) -> Failure {
+        let text = format!("a {:?} may not send {kind:?} to a node", self.peer.role);
+        Failure::refusal(RefusalCode::NotAllowed, text)
     }
 }
 
@@ -223,6 +228,11 @@ fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply) {
         return reply.failed(&failure);
     }
     let consistency = head.consistency;
+    if consistency != Consistency::Linearizable
+        && let Err(failure) = cell.answers_stale_reads()
+    {
+        return reply.failed(&failure);
+    }
     match cell.get(head.key) {
         Err(error) => reply.failed(&read_failed(&error)),
         Ok(read) if may_answer(shared, &cell, consistency, read.1) => answer(reply, read, consistency),

@@ -2,6 +2,7 @@
 
 use crate::Tuning;
 use crate::cell::Cell;
+use crate::claim::Purpose;
 use crate::clock::Clock;
 use crate::flusher::Flusher;
 use crate::identity::Identity;
@@ -10,12 +11,23 @@ use crate::owner::Mail;
 use crate::peers::Peers;
 use crate::space::Space;
 use parking_lot::{Mutex, RwLock};
-use shkv_proto::message::NodeStatus;
-use shkv_proto::{ClusterId, Epoch, Map, ShardId};
-use std::collections::{BTreeMap, BTreeSet};
+use shkv_proto::message::{Failure, NodeStatus};
+use shkv_proto::{ClusterId, Epoch, Map, ReplicaId, ShardId};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+
+/// The claims on shards' replicas, by shard, and the number of the last claim.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// Which claims there are.
+    pub held: BTreeMap<u32, (u64, Purpose)>,
+    /// The last one's number.
+    pub last: u64,
+}
 
 /// What the parts of a node share.
 pub struct Shared {
@@ -35,8 +47,12 @@ pub struct Shared {
     pub peers: Peers,
     /// Cancelled when the node stops.
     pub stop: CancellationToken,
-    /// Shards that a snapshot is coming in for.
-    pub incoming: Mutex<BTreeSet<u32>>,
+    /// Cancelled when the cluster wants the node no more: it then serves nobody.
+    pub retired: CancellationToken,
+    /// Who works on which shard's replica.
+    pub claims: Mutex<Claims>,
+    /// When a balancer was last heard, in nanoseconds of the node's clock.
+    beat_at: AtomicU64,
     owners: Vec<mpsc::Sender<Mail>>,
     cells: RwLock<BTreeMap<u32, Arc<Cell>>>,
     map: RwLock<Option<Arc<Map>>>,
@@ -64,7 +80,9 @@ impl Shared {
             space,
             peers,
             stop: CancellationToken::new(),
-            incoming: Mutex::default(),
+            retired: CancellationToken::new(),
+            claims: Mutex::default(),
+            beat_at: AtomicU64::new(0),
             owners,
             cells: RwLock::default(),
             map: RwLock::default(),
@@ -74,6 +92,14 @@ impl Shared {
     /// Makes a replica visible to sessions.
     pub fn show(&self, cell: Arc<Cell>) {
         self.cells.write().insert(cell.shard.0, cell);
+    }
+
+    /// Hides a replica from sessions. Another one of the shard stays.
+    pub fn hide(&self, shard: ShardId, replica: ReplicaId) {
+        let mut cells = self.cells.write();
+        if cells.get(&shard.0).is_some_and(|cell| cell.replica == replica) {
+            cells.remove(&shard.0);
+        }
     }
 
     /// The replica of a shard.
@@ -126,6 +152,29 @@ impl Shared {
         if ours.as_ref().is_none_or(|ours| ours.epoch < map.epoch) {
             *ours = Some(Arc::new(map));
         }
+    }
+
+    /// A balancer was heard.
+    pub fn beat_came(&self) {
+        self.beat_at.store(self.clock.now(), Ordering::Relaxed);
+    }
+
+    /// How long no balancer was heard; a node that has just started counts as one that heard it then.
+    pub fn beat_age(&self) -> Duration {
+        Duration::from_nanos(self.clock.now().saturating_sub(self.beat_at.load(Ordering::Relaxed)))
+    }
+
+    /// The cluster wants the node no more: it remembers that, serves nobody from then on, and ends.
+    ///
+    /// # Errors
+    /// When it cannot be written down; nothing has changed then.
+    pub fn retire(&self, reason: &str) -> Result<(), Failure> {
+        // Durable before it is obeyed: a node that forgot it would come back and serve.
+        self.identity.retire(reason)?;
+        self.retired.cancel();
+        let cluster = self.cluster().map_or_else(String::new, |cluster| cluster.to_string());
+        self.fail(&format!("the node was removed from, or replaced in, cluster {cluster}: {reason}"));
+        Ok(())
     }
 
     /// Ends the node, with the reason.

@@ -5,6 +5,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: redb's pages are read on threads that may block")]
 
+use crate::claim::{Claim, Purpose};
 use crate::flusher::Job;
 use crate::owner::Mail;
 use crate::shared::Shared;
@@ -86,38 +87,37 @@ async fn step<T: serde::Serialize>(
     }
 }
 
-/// Holds the right to bring a shard's rows in; there is one per shard.
-pub struct IncomingGuard {
-    shared: Arc<Shared>,
-    shard: ShardId,
-}
-
-impl IncomingGuard {
-    /// `None` while somebody else has it.
-    pub fn begin(shared: &Arc<Shared>, shard: ShardId) -> Option<Self> {
-        let is_first = shared.incoming.lock().insert(shard.0);
-        is_first.then(|| Self { shared: shared.clone(), shard })
-    }
-}
-
-impl Drop for IncomingGuard {
-    fn drop(&mut self) {
-        self.shared.incoming.lock().remove(&self.shard.0);
-    }
-}
-
 /// A snapshot that is coming in.
 pub struct Incoming {
     begin: SnapshotBegin,
     rows: u64,
-    guard: IncomingGuard,
+    claim: Claim,
+    /// Who sends it.
+    from: NodeId,
 }
 
-/// Takes in a frame of a snapshot stream.
+/// A snapshot whose rows all lie beside the shard's own.
+pub struct Staged {
+    /// What announces it to Raft.
+    pub message: RaftMessage,
+    /// What its rows make of the replica.
+    pub meta: ReplicaMeta,
+    /// The node that sent it.
+    pub from: NodeId,
+    /// The right to put it in place.
+    pub claim: Claim,
+}
+
+/// Takes in a frame of a snapshot stream from a node.
 ///
 /// # Errors
 /// Why the snapshot cannot be taken; the stream is over then.
-pub async fn take(shared: &Arc<Shared>, incoming: &mut Option<Incoming>, frame: Frame) -> Result<(), Failure> {
+pub async fn take(
+    shared: &Arc<Shared>,
+    from: NodeId,
+    incoming: &mut Option<Incoming>,
+    frame: Frame,
+) -> Result<(), Failure> {
     let malformed = |error: codec::CodecError| Failure::malformed(&error);
     let out_of_turn = || Failure::refusal(RefusalCode::Malformed, "a frame of a snapshot that was not begun");
     let busy = |error: crate::store::StoreError| Failure::Busy { retry_after_ms: 500, text: error.to_string() };
@@ -133,12 +133,13 @@ pub async fn take(shared: &Arc<Shared>, incoming: &mut Option<Incoming>, frame: 
                 ));
             }
             *incoming = None; // gives back the right that an earlier stream on this connection may hold
-            let guard = IncomingGuard::begin(shared, shard).ok_or_else(|| Failure::Busy {
+            let claim = Claim::begin(shared, shard, Purpose::Snapshot).ok_or_else(|| Failure::Busy {
                 retry_after_ms: 500,
                 text: "another snapshot of the shard is coming in".into(),
             })?;
-            shared.flusher.ask(|answer| Job::StageBegin(shard, answer)).await.map_err(busy)?;
-            *incoming = Some(Incoming { begin, rows: 0, guard });
+            let stream = claim.number();
+            shared.flusher.ask(|answer| Job::StageBegin(shard, stream, answer)).await.map_err(busy)?;
+            *incoming = Some(Incoming { begin, rows: 0, claim, from });
             Ok(())
         }
         Kind::SnapshotChunk => {
@@ -155,10 +156,14 @@ pub async fn take(shared: &Arc<Shared>, incoming: &mut Option<Incoming>, frame: 
             }
             incoming.rows += rows.len() as u64;
             let shard = incoming.begin.message.shard;
-            shared.flusher.ask(|answer| Job::Stage(shard, rows, answer)).await.map_err(busy)
+            let stream = incoming.claim.number();
+            match shared.flusher.ask(|answer| Job::Stage(shard, stream, rows, answer)).await.map_err(busy)? {
+                true => Ok(()),
+                false => Err(Failure::refusal(RefusalCode::Conflict, "the replica was deleted")),
+            }
         }
         _ => {
-            let Incoming { begin, rows, guard } = incoming.take().ok_or_else(out_of_turn)?;
+            let Incoming { begin, rows, claim, from } = incoming.take().ok_or_else(out_of_turn)?;
             let end: SnapshotEnd = codec::decode(&frame.head).map_err(malformed)?;
             let SnapshotBegin { message, revision, keyspace, part, homes } = begin;
             let Some(state) = message.snapshot.clone().filter(|_| end.rows == rows) else {
@@ -169,7 +174,8 @@ pub async fn take(shared: &Arc<Shared>, incoming: &mut Option<Incoming>, frame: 
             };
             let meta = ReplicaMeta { replica: message.to, keyspace, part, homes, state, revision };
             let owner = shared.owner_of(message.shard);
-            shared.mail(owner, Mail::Staged(Box::new(message), Box::new(meta), guard)).await;
+            let staged = Staged { message, meta, from, claim };
+            shared.mail(owner, Mail::Staged(Box::new(staged))).await;
             Ok(())
         }
     }

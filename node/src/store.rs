@@ -1,12 +1,16 @@
 //! Rows on disk: one redb file per node, one table per shard, and what each replica must know of itself.
 //!
 //! This is the only file that names redb. Every write transaction is durable when it returns, and carries the rows
-//! together with the applied index, the revision and the configuration that belong to them.
+//! together with the applied index, the revision and the configuration that belong to them. Only the rows of a snapshot
+//! that lie beside a shard's own become durable later, with whatever is written next: a crash voids them anyway.
 
 use crate::log::Mark;
 use crate::table::{Found, Slot, Table};
 use bytes::{BufMut, Bytes, BytesMut};
-use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, TableDefinition, TableHandle, WriteTransaction};
+use redb::{
+    Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, TableHandle,
+    WriteTransaction,
+};
 use serde::{Deserialize, Serialize};
 use shkv_proto::codec;
 use shkv_proto::map::Part;
@@ -20,6 +24,8 @@ use std::sync::Arc;
 
 type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
 const REPLICAS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("replicas");
+/// The highest id of the replicas of a shard that were deleted here: none of them is made again.
+const DELETED: TableDefinition<'static, u32, u64> = TableDefinition::new("deleted");
 /// Bytes of a stored row before its value: flags, of which none is defined yet, and the version.
 const ROW_FIXED_BYTES: usize = 9;
 
@@ -125,22 +131,57 @@ impl Store {
         Ok((store, replicas))
     }
 
-    fn write(&self, work: impl FnOnce(&WriteTransaction) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    fn write<T>(&self, work: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut txn = self.db.begin_write().map_err(StoreError::of)?;
         // The allocator's state is saved with each commit, so that opening after a crash does not walk the whole file.
         txn.set_quick_repair(true);
+        let done = work(&txn)?;
+        txn.commit().map_err(StoreError::of)?;
+        Ok(done)
+    }
+
+    /// Writes what becomes durable with the next [`Store::write`].
+    fn write_lazily(&self, work: impl FnOnce(&WriteTransaction) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let mut txn = self.db.begin_write().map_err(StoreError::of)?;
+        txn.set_durability(Durability::None).map_err(|error| StoreError(error.to_string()))?;
         work(&txn)?;
         txn.commit().map_err(StoreError::of)
     }
 
-    /// Makes a replica without rows.
+    /// Makes a replica without rows. `false` if it, or a later one of the shard, was deleted here before: its votes are
+    /// forgotten, so it must not come back.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn create_replica(&self, shard: ShardId, meta: &ReplicaMeta) -> Result<(), StoreError> {
+    pub fn create_replica(&self, shard: ShardId, meta: &ReplicaMeta) -> Result<bool, StoreError> {
         self.write(|txn| {
+            let deleted = {
+                let table = txn.open_table(DELETED).map_err(StoreError::of)?;
+                table.get(shard.0).map_err(StoreError::of)?.map_or(0, |id| id.value())
+            };
+            if meta.replica.0 <= deleted {
+                return Ok(false);
+            }
             txn.open_table(rows_named(&rows_name(shard))).map_err(StoreError::of)?;
-            put_meta(txn, shard, meta)
+            put_meta(txn, shard, meta)?;
+            Ok(true)
+        })
+    }
+
+    /// Deletes a replica with all its rows.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn delete_replica(&self, shard: ShardId, replica: ReplicaId) -> Result<(), StoreError> {
+        self.write(|txn| {
+            for name in [rows_name(shard), staged_name(shard)] {
+                txn.delete_table(rows_named(&name)).map_err(StoreError::of)?;
+            }
+            let mut deleted = txn.open_table(DELETED).map_err(StoreError::of)?;
+            let before = deleted.get(shard.0).map_err(StoreError::of)?.map_or(0, |id| id.value());
+            deleted.insert(shard.0, replica.0.max(before)).map_err(StoreError::of)?;
+            let mut replicas = txn.open_table(REPLICAS).map_err(StoreError::of)?;
+            replicas.remove(shard.0).map(drop).map_err(StoreError::of)
         })
     }
 
@@ -187,18 +228,19 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn stage_begin(&self, shard: ShardId) -> Result<(), StoreError> {
-        self.write(|txn| {
+        self.write_lazily(|txn| {
             txn.delete_table(rows_named(&staged_name(shard))).map_err(StoreError::of)?;
             txn.open_table(rows_named(&staged_name(shard))).map(drop).map_err(StoreError::of)
         })
     }
 
-    /// Adds rows of a snapshot: keys and stored rows in key order.
+    /// Adds rows of a snapshot: keys and stored rows in key order. What is not `durable` becomes so with the next write that
+    /// is.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn stage(&self, shard: ShardId, rows: &[(Bytes, Bytes)]) -> Result<(), StoreError> {
-        self.write(|txn| {
+    pub fn stage(&self, shard: ShardId, rows: &[(Bytes, Bytes)], durable: bool) -> Result<(), StoreError> {
+        let work = |txn: &WriteTransaction| {
             let mut table = txn.open_table(rows_named(&staged_name(shard))).map_err(StoreError::of)?;
             for (key, row) in rows {
                 if row.len() < ROW_FIXED_BYTES {
@@ -207,10 +249,12 @@ impl Store {
                 table.insert(&key[..], &row[..]).map_err(StoreError::of)?;
             }
             Ok(())
-        })
+        };
+        if durable { self.write(work) } else { self.write_lazily(work) }
     }
 
-    /// Puts the staged rows in the place of the shard's own, in one step with what they make of the replica.
+    /// Puts the staged rows in the place of the shard's own, in one step with what they make of the replica. It is durable
+    /// when it returns, and the staged rows with it.
     ///
     /// # Errors
     /// [`StoreError`].

@@ -2,240 +2,25 @@
 
 #![expect(
     clippy::disallowed_methods,
-    clippy::unwrap_used,
     reason = "a test waits for what it has set in motion, and fails where it cannot go on"
 )]
 
+mod common;
+
 use bytes::Bytes;
+use common::{CLUSTER, Group, KEYSPACE, PATIENCE, SHARD, everything, refusal, small, soon};
 use shkv_node::{Node, NodeConfig, Tuning};
 use shkv_proto::codec;
 use shkv_proto::link::{CallError, Link};
 use shkv_proto::map::Part;
-use shkv_proto::merge::{Row, rows_of_page};
+use shkv_proto::merge::Row;
 use shkv_proto::message::{
-    Beat, Consistency, CountDone, CreateReplica, EntryHead, Failure, Get, GetDone, Hello, NodeStatus, RaftMessage,
-    RefusalCode, Role, Scan, ScanDone, SnapshotHead, TransferLeader, Write, WriteDone,
+    Beat, Condition, Consistency, CountDone, CreateReplica, EntryHead, Failure, Hello, NodeStatus, RaftMessage,
+    RefusalCode, Role, Scan, SnapshotHead, TransferLeader, Write, WriteDone,
 };
 use shkv_proto::{ClusterId, Frame, Header, KeyspaceId, Kind, NodeId, ReplicaId, ShardId};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
-
-const CLUSTER: ClusterId = ClusterId(7);
-const KEYSPACE: KeyspaceId = KeyspaceId(1);
-const SHARD: ShardId = ShardId(1);
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct Group {
-    folder: tempfile::TempDir,
-    tuning: Tuning,
-    nodes: Vec<Option<(Node, Link)>>,
-    ids: Vec<NodeId>,
-    /// Who answered last.
-    guess: AtomicUsize,
-}
-
-fn small() -> Tuning {
-    Tuning {
-        table_bytes: 256 << 10,
-        cache_bytes: 4 << 20,
-        log_segment_bytes: 64 << 10,
-        log_retain_bytes: 128 << 10,
-        disk_reserve_bytes: 0,
-        threads: 1,
-    }
-}
-
-fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(5)
-}
-
-impl Group {
-    async fn new(count: usize, tuning: Tuning) -> Self {
-        let mut group = Self {
-            folder: tempfile::tempdir().unwrap(),
-            tuning,
-            nodes: vec![],
-            ids: vec![],
-            guess: AtomicUsize::new(0),
-        };
-        for at in 0..count {
-            group.nodes.push(None);
-            group.start(at).await;
-            let id = group.nodes[at].as_ref().unwrap().0.id();
-            group.ids.push(id);
-        }
-        group.introduce().await;
-        let voters: Vec<_> = group.ids.iter().zip(1..).map(|(node, n)| (ReplicaId(n), *node)).collect();
-        for at in 0..count {
-            let create = CreateReplica {
-                cluster: CLUSTER,
-                shard: SHARD,
-                keyspace: KEYSPACE,
-                part: Part::everything(),
-                replica: voters[at].0,
-                voters: voters.clone(),
-                campaign: at == 0,
-            };
-            for _ in 0..2 {
-                let () = group.ask(at, Kind::CreateReplica, &create, Bytes::new()).await.unwrap().0;
-            }
-        }
-        group
-    }
-
-    async fn start(&mut self, at: usize) {
-        let config = NodeConfig {
-            name: format!("Server{at}"),
-            data: self.folder.path().join(format!("Server{at}")),
-            listen: "127.0.0.1:0".into(),
-            tuning: self.tuning,
-        };
-        let deadline = Instant::now() + PATIENCE;
-        let node = loop {
-            match Node::start(config.clone()).await {
-                Ok(node) => break node,
-                // A node that was dropped lets go of its directory a moment later.
-                Err(error) if Instant::now() < deadline => {
-                    let text = error.to_string();
-                    assert!(text.contains("in use"), "{text}");
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                Err(error) => panic!("{error}"),
-            }
-        };
-        let link = Link::open(node.addr().to_string(), Hello::ours(Some(CLUSTER), Role::Balancer), |_| Ok(()));
-        self.nodes[at] = Some((node, link));
-    }
-
-    /// Tells every node where the others are.
-    async fn introduce(&self) -> Vec<NodeStatus> {
-        let addrs =
-            self.nodes.iter().flatten().map(|(node, _)| (node.id(), node.addr().to_string())).collect::<Vec<_>>();
-        let mut statuses = Vec::new();
-        for (at, node) in self.nodes.iter().enumerate() {
-            if node.is_some() {
-                let beat = Beat { addrs: addrs.clone(), map: None };
-                statuses.push(self.ask::<NodeStatus>(at, Kind::Beat, &beat, Bytes::new()).await.unwrap().0);
-            }
-        }
-        statuses
-    }
-
-    async fn restart(&mut self, at: usize) {
-        self.start(at).await;
-        self.introduce().await;
-    }
-
-    async fn ask<T: serde::de::DeserializeOwned>(
-        &self,
-        at: usize,
-        kind: Kind,
-        head: &impl serde::Serialize,
-        tail: Bytes,
-    ) -> Result<(T, Bytes), CallError> {
-        let link = self.nodes[at].as_ref().expect("the node runs").1.clone();
-        let header = Header { shard: SHARD, ..Header::new(kind) };
-        link.ask(Frame::new(header, codec::encode(head).unwrap(), tail), soon()).await
-    }
-
-    /// Finds the leader and lets `work` talk to it until it answers.
-    async fn at_leader<T: serde::de::DeserializeOwned>(
-        &self,
-        kind: Kind,
-        head: &impl serde::Serialize,
-        tail: &[u8],
-    ) -> (T, Bytes) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let at = self.guess.load(Ordering::Relaxed) % self.nodes.len();
-            if self.nodes[at].is_some() {
-                match self.ask(at, kind, head, Bytes::copy_from_slice(tail)).await {
-                    Ok(answer) => return answer,
-                    Err(error) => assert!(Instant::now() < deadline, "nobody answers; last: {error}"),
-                }
-            }
-            self.guess.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    async fn put(&self, key: &str, value: &str) -> u64 {
-        let write = Write { keyspace: KEYSPACE, key: key.as_bytes() };
-        self.at_leader::<WriteDone>(Kind::Put, &write, value.as_bytes()).await.0.revision
-    }
-
-    async fn get(&self, key: &str) -> Option<String> {
-        let get = Get { keyspace: KEYSPACE, key: key.as_bytes(), consistency: Consistency::Linearizable };
-        let (done, value) = self.at_leader::<GetDone>(Kind::Get, &get, b"").await;
-        done.version.map(|_| String::from_utf8(value.to_vec()).unwrap())
-    }
-
-    async fn get_at(&self, at: usize, key: &str, consistency: Consistency) -> Result<(GetDone, Bytes), CallError> {
-        self.ask(at, Kind::Get, &Get { keyspace: KEYSPACE, key: key.as_bytes(), consistency }, Bytes::new()).await
-    }
-
-    async fn leader(&self) -> usize {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            for status in self.introduce().await {
-                if status.replicas.iter().any(|replica| replica.leads) {
-                    return self.ids.iter().position(|id| *id == status.id).unwrap();
-                }
-            }
-            assert!(Instant::now() < deadline, "nobody leads");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    /// Waits until a node's replica satisfies `what`.
-    async fn until(&self, at: usize, what: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let statuses = self.introduce().await;
-            let status = statuses.into_iter().find(|status| status.id == self.ids[at]).expect("the node runs");
-            if what(&status) {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "it did not come to pass: {status:?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    async fn scan(&self, scan: Scan) -> Vec<Row> {
-        let mut rows = Vec::new();
-        let mut scan = scan;
-        loop {
-            let (mut page, tail) = self.at_leader::<ScanDone>(Kind::Scan, &scan, b"").await;
-            let next = page.next.take();
-            rows.extend(rows_of_page(&mut page, tail).unwrap());
-            match next {
-                Some(next) => scan = scan.resumed(next),
-                None => return rows,
-            }
-        }
-    }
-}
-
-fn everything() -> Scan {
-    Scan {
-        keyspace: KEYSPACE,
-        start: vec![],
-        end: None,
-        reverse: false,
-        keys_only: false,
-        rows_max: 7,
-        bytes_max: 0,
-        consistency: Consistency::Linearizable,
-    }
-}
-
-fn refusal(error: CallError) -> RefusalCode {
-    match error {
-        CallError::Failure(Failure::Refusal { code, .. }) => code,
-        other => panic!("not a refusal: {other:?}"),
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_put_is_read_and_scanned_and_deleted() {
@@ -249,7 +34,7 @@ async fn what_is_put_is_read_and_scanned_and_deleted() {
     }
     assert_eq!(group.get("key07").await.as_deref(), Some("value7"));
     assert_eq!(group.get("missing").await, None);
-    let write = Write { keyspace: KEYSPACE, key: b"key07" };
+    let write = Write { keyspace: KEYSPACE, key: b"key07", condition: Condition::Always };
     let (gone, _) = group.at_leader::<WriteDone>(Kind::Delete, &write, b"").await;
     assert_eq!((gone.revision, gone.removed), (51, 1));
     assert_eq!(group.get("key07").await, None);
@@ -391,7 +176,7 @@ async fn a_full_disk_refuses_puts_and_still_reads_and_deletes() {
     let tuning = Tuning { disk_reserve_bytes: u64::MAX, ..small() };
     let group = Group::new(1, tuning).await;
     group.leader().await;
-    let write = Write { keyspace: KEYSPACE, key: b"k" };
+    let write = Write { keyspace: KEYSPACE, key: b"k", condition: Condition::Always };
     let refused = group.ask::<WriteDone>(0, Kind::Put, &write, Bytes::from_static(b"v")).await.unwrap_err();
     assert_eq!(refusal(refused), RefusalCode::DiskFull);
     assert_eq!(group.get("k").await, None);
@@ -410,7 +195,8 @@ async fn what_a_node_may_not_do_is_refused_with_a_reason() {
         keyspace: KEYSPACE,
         part: Part::everything(),
         replica: ReplicaId(1),
-        voters: vec![(ReplicaId(1), group.ids[0])],
+        founders: vec![ReplicaId(1)],
+        homes: vec![(ReplicaId(1), group.ids[0])],
         campaign: false,
     };
     let refused = group.ask::<()>(0, Kind::CreateReplica, &create, Bytes::new()).await.unwrap_err();
@@ -419,7 +205,7 @@ async fn what_a_node_may_not_do_is_refused_with_a_reason() {
     let client = Link::open(addr.clone(), Hello::ours(None, Role::Client), |_| Ok(()));
     let frame = Frame::new(Header::new(Kind::CreateReplica), codec::encode(&create).unwrap(), vec![]);
     assert_eq!(refusal(client.ask::<()>(frame, soon()).await.unwrap_err()), RefusalCode::NotAllowed);
-    let other_keyspace = Write { keyspace: KeyspaceId(9), key: b"k" };
+    let other_keyspace = Write { keyspace: KeyspaceId(9), key: b"k", condition: Condition::Always };
     let refused = group.ask::<WriteDone>(0, Kind::Put, &other_keyspace, Bytes::new()).await.unwrap_err();
     assert!(matches!(refused, CallError::Failure(Failure::WrongShard { .. })), "{refused}");
     let stranger = Link::open(addr, Hello::ours(Some(ClusterId(9)), Role::Client), |_| Ok(()));
@@ -431,10 +217,8 @@ async fn what_a_node_may_not_do_is_refused_with_a_reason() {
 async fn a_data_directory_serves_one_node_of_one_name() {
     let folder = tempfile::tempdir().unwrap();
     let config = |name: &str, data: &std::path::Path, listen: &str| NodeConfig {
-        name: name.into(),
-        data: data.to_owned(),
-        listen: listen.into(),
         tuning: small(),
+        ..NodeConfig::new(name, data, listen)
     };
     let data = folder.path().join("a");
     let node = Node::start(config("Server0", &data, "127.0.0.1:0")).await.unwrap();
@@ -459,7 +243,7 @@ async fn rows_without_their_log_are_not_served() {
     group.nodes[0].take().unwrap().0.stop().await;
     let data = group.folder.path().join("Server0");
     std::fs::remove_dir_all(data.join("log")).unwrap();
-    let config = NodeConfig { name: "Server0".into(), data, listen: "127.0.0.1:0".into(), tuning: small() };
+    let config = NodeConfig { tuning: small(), ..NodeConfig::new("Server0", data, "127.0.0.1:0") };
     let error = Node::start(config).await.unwrap_err().to_string();
     assert!(error.contains("log is missing"), "{error}");
 }
@@ -521,7 +305,7 @@ async fn raft_messages_that_lie_stop_nobody() {
             let frame = Frame::new(Header::new(Kind::Raft), codec::encode(&vec![lie]).unwrap(), vec![]);
             assert!(link.tell(&frame, usize::MAX));
         }
-        let beat = Beat { addrs: vec![], map: None };
+        let beat = Beat { addrs: vec![], map: None, retired: None };
         let status =
             link.ask::<NodeStatus>(Frame::new(Header::new(Kind::Beat), codec::encode(&beat).unwrap(), vec![]), soon());
         assert_eq!(status.await.unwrap().0.id, group.ids[at]);

@@ -10,6 +10,7 @@ use shkv_node::log::{Hard, Log, LogEntry, LogError, Mark, ShardWrite};
 use shkv_proto::{NodeId, ShardId};
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const NODE: NodeId = NodeId(5);
@@ -85,7 +86,10 @@ impl Disk for TestDisk {
             *free = free.checked_sub(bytes).ok_or(io::ErrorKind::StorageFull)?;
         }
         let content = Arc::new(Mutex::new(Content { durable: vec![0; bytes as usize], pending: vec![] }));
-        state.files.insert(name.into(), content.clone());
+        let before = state.files.insert(name.into(), content.clone());
+        if before.is_some() {
+            return Err(io::Error::other(format!("{name} is made twice")));
+        }
         Ok(Arc::new(TestFile(self.clone(), content)))
     }
 
@@ -216,6 +220,28 @@ fn an_entry_larger_than_a_segment_has_one_of_its_own_size() {
 }
 
 #[test]
+fn a_segment_made_in_need_and_one_made_ahead_are_two() {
+    let disk = TestDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ahead = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                log.make_spares()?;
+            }
+            Ok::<(), LogError>(())
+        });
+        let written =
+            (1..=300).try_for_each(|index| log.append(&[write(1, 1, vec![entry(index, 1, SEGMENT as usize / 2)])]));
+        done.store(true, Ordering::Relaxed);
+        written.unwrap();
+        ahead.join().unwrap().unwrap();
+    });
+    let found = open(&disk).unwrap().1;
+    assert_eq!(found[&1].base.index + found[&1].terms.len() as u64, 300);
+}
+
+#[test]
 fn a_reset_voids_what_was_before() {
     let disk = TestDisk::default();
     let (log, _) = open(&disk).unwrap();
@@ -224,6 +250,39 @@ fn a_reset_voids_what_was_before() {
     log.append(&[reset]).unwrap();
     let found = open(&disk).unwrap().1;
     assert_eq!((found[&1].base, &found[&1].terms[..]), (Mark { index: 90, term: 4 }, &[5][..]));
+}
+
+#[test]
+fn a_forgotten_shard_leaves_nothing_and_pins_nothing() {
+    let disk = TestDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    for index in 1..=100 {
+        log.append(&[write(1, 1, vec![entry(index, 1, 500)]), write(2, 4, vec![entry(index, 4, 100)])]).unwrap();
+    }
+    // In one append with what came before it, and with what a later replica of the shard writes.
+    let before = write(1, 1, vec![entry(101, 1, 10)]);
+    let after = ShardWrite { hard: None, ..write(1, 0, vec![entry(1, 9, 10)]) };
+    log.append(&[before, ShardWrite::forget(1)]).unwrap();
+    assert!(!open(&disk).unwrap().1.contains_key(&1));
+    log.append(&[ShardWrite::forget(1), after]).unwrap();
+    for log in [log, open(&disk).unwrap().0] {
+        assert_eq!(log.read(ShardId(1), 1, 2, u64::MAX).unwrap(), [entry(1, 9, 10)]);
+        assert!(log.read(ShardId(1), 2, 3, u64::MAX).is_err());
+    }
+    let (log, found) = open(&disk).unwrap();
+    assert_eq!((found[&1].base, found[&1].hard, &found[&1].terms[..]), (Mark::default(), Hard::default(), &[9][..]));
+    // The later replica has flushed nothing; the entries of the first one keep no segment all the same.
+    let segments = disk.names().len();
+    log.release(&BTreeMap::from([(1, 0), (2, 100)]), 0).unwrap();
+    assert!(disk.names().len() < segments && disk.names().len() <= 2, "{:?}", disk.names());
+    log.append(&[ShardWrite::forget(1)]).unwrap();
+    for index in 101..=200 {
+        log.append(&[write(2, 4, vec![entry(index, 4, 500)])]).unwrap();
+        log.release(&BTreeMap::from([(2, index)]), 0).unwrap();
+    }
+    let (log, found) = open(&disk).unwrap();
+    assert!(!found.contains_key(&1) && found[&2].hard.term == 4, "{found:?}");
+    assert!(!log.is_new());
 }
 
 #[test]

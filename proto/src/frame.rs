@@ -78,6 +78,14 @@ kinds! {
     CreateReplica = 35,
     /// Give up the leadership of a shard to another replica.
     TransferLeader = 36,
+    /// A node registers.
+    Join = 37,
+    /// One step from one set of replicas of a shard to the next.
+    ChangeReplicas = 38,
+    /// Delete this node's replica of a shard.
+    RemoveReplica = 39,
+    /// What an operator wants of the cluster.
+    Admin = 40,
     /// Raft messages of many shards, one way.
     Raft = 48,
     /// The beginning of a snapshot stream.

@@ -15,6 +15,7 @@ pub mod merge;
 pub mod message;
 pub mod outbox;
 pub mod retry;
+pub mod ring;
 pub mod route;
 pub mod session;
 

@@ -34,6 +34,14 @@ pub const MAP_NODES_MAX: usize = 1_000;
 pub const MAP_KEYSPACES_MAX: usize = 1_000;
 /// Most shards in a map.
 pub const MAP_SHARDS_MAX: usize = 10_000;
+/// Most replicas of a shard that are wanted.
+pub const REPLICAS_MAX: u32 = 9;
+/// The capacity of a usual node, to which others are compared.
+pub const CAPACITY_USUAL: u32 = 100;
+/// The largest capacity of a node.
+pub const CAPACITY_MAX: u32 = 10_000;
+/// Longest value that a write may be conditional on.
+pub const CONDITION_BYTES_MAX: usize = 1 << 20;
 /// Requests in flight on one connection. A sender that goes beyond is not read from until answers have gone out.
 pub const CREDIT_REQUESTS: u32 = 1_024;
 /// Bytes of answers that may wait for one connection before no more requests are read from it.

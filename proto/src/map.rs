@@ -4,7 +4,7 @@
 
 use crate::hashing::key_hash;
 use crate::ids::{ClusterId, Epoch, KeyspaceId, NodeId, ReplicaId, ShardId};
-use crate::limits::{MAP_KEYSPACES_MAX, MAP_NODES_MAX, MAP_SHARDS_MAX};
+use crate::limits::{CAPACITY_USUAL, MAP_KEYSPACES_MAX, MAP_NODES_MAX, MAP_SHARDS_MAX};
 use serde::{Deserialize, Serialize};
 
 /// The keyspace that the command line and `Client` use unless another is named.
@@ -13,7 +13,8 @@ pub const DEFAULT_KEYSPACE: &str = "default";
 /// A copy of the cluster's metadata.
 ///
 /// Invariants, checked by [`Map::check`]: nodes, keyspaces and shards are sorted by id; the shards of a keyspace are of
-/// one kind of part, adjoin and cover all keys; a shard has at least one replica and no two on one node.
+/// one kind of part, adjoin and cover all keys; a shard has at least one replica that votes, no two on one node, and
+/// none whose id is not below `next_replica`; ids of shards and keyspaces are below `next_shard` and `next_keyspace`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Map {
     /// The cluster that it describes.
@@ -26,6 +27,10 @@ pub struct Map {
     pub keyspaces: Vec<KeyspaceInfo>,
     /// The shards, sorted by id, the system shard first.
     pub shards: Vec<ShardInfo>,
+    /// The id of the next shard: a lower one that is not listed was dropped.
+    pub next_shard: ShardId,
+    /// The id of the next keyspace.
+    pub next_keyspace: KeyspaceId,
 }
 
 /// A node as the map knows it.
@@ -35,8 +40,50 @@ pub struct NodeInfo {
     pub id: NodeId,
     /// A label such as `Server0`.
     pub name: String,
-    /// Where its protocol listener is, as `host:port`.
+    /// Where other members reach its protocol listener, as `host:port`.
     pub addr: String,
+    /// Where clients outside of the members' network reach it, if that differs.
+    pub addr_outside: Option<String>,
+    /// What fails together with it: a rack, a zone. Empty says nothing. Replicas of a shard avoid sharing one.
+    pub domain: String,
+    /// How much it takes compared to others; 100 is usual.
+    pub capacity: u32,
+    /// By which name its provisioner knows it; empty if it was started by hand.
+    pub instance: String,
+    /// What is to become of it.
+    pub state: NodeState,
+}
+
+/// What is to become of a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum NodeState {
+    /// It has registered, and has not been heard as a member yet.
+    Joining,
+    /// It keeps replicas.
+    Up,
+    /// Its replicas move elsewhere.
+    Draining,
+    /// Its replicas move elsewhere, and then it is of the cluster no more.
+    Leaving,
+    /// Another node of its name has taken its place: its replicas move there, and then it is of the cluster no more.
+    Replaced(NodeId),
+}
+
+impl NodeInfo {
+    /// A node of usual capacity, started by hand.
+    #[must_use]
+    pub fn new(id: NodeId, name: impl Into<String>, addr: impl Into<String>) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            addr: addr.into(),
+            addr_outside: None,
+            domain: String::new(),
+            capacity: CAPACITY_USUAL,
+            instance: String::new(),
+            state: NodeState::Up,
+        }
+    }
 }
 
 /// A named map of bytes to bytes.
@@ -46,6 +93,8 @@ pub struct KeyspaceInfo {
     pub id: KeyspaceId,
     /// Its name.
     pub name: String,
+    /// Copies of each of its shards that are wanted; there are fewer while there are fewer nodes.
+    pub replicas: u32,
 }
 
 /// A part of a keyspace.
@@ -104,6 +153,42 @@ pub struct ShardInfo {
     pub part: Part,
     /// Its replicas.
     pub replicas: Vec<ReplicaInfo>,
+    /// The replicas 1 to this number were the voters with which its Raft group began.
+    pub founders: u32,
+    /// The id of the next replica: a lower one that is not listed was removed.
+    pub next_replica: ReplicaId,
+    /// Names of the nodes that are to keep it; empty leaves that to the balancer.
+    pub pinned: Vec<String>,
+}
+
+impl ShardInfo {
+    /// A shard whose group begins with these replicas, numbered from 1.
+    #[must_use]
+    pub fn founded(id: ShardId, keyspace: KeyspaceId, part: Part, homes: &[NodeId]) -> Self {
+        let voter =
+            |(node, id): (&NodeId, u64)| ReplicaInfo { id: ReplicaId(id), node: *node, role: ReplicaRole::Voter };
+        let count = homes.len() as u32;
+        Self {
+            id,
+            keyspace,
+            part,
+            replicas: homes.iter().zip(1..).map(voter).collect(),
+            founders: count,
+            next_replica: ReplicaId(u64::from(count) + 1),
+            pinned: vec![],
+        }
+    }
+
+    /// The replicas that vote: those that may lead and that answer reads.
+    pub fn voters(&self) -> impl Iterator<Item = &ReplicaInfo> {
+        self.replicas.iter().filter(|replica| replica.role != ReplicaRole::Learner)
+    }
+
+    /// The replica on a node.
+    #[must_use]
+    pub fn replica_on(&self, node: NodeId) -> Option<&ReplicaInfo> {
+        self.replicas.iter().find(|replica| replica.node == node)
+    }
 }
 
 /// A replica of a shard.
@@ -113,9 +198,36 @@ pub struct ReplicaInfo {
     pub id: ReplicaId,
     /// The node that keeps it.
     pub node: NodeId,
+    /// Its part in the group.
+    pub role: ReplicaRole,
+}
+
+/// What a replica does in its group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ReplicaRole {
+    /// It votes.
+    Voter,
+    /// It is being filled and does not vote yet.
+    Learner,
+    /// It votes until a learner can take its place.
+    Leaving,
 }
 
 impl Map {
+    /// A map of nothing, of no epoch.
+    #[must_use]
+    pub fn empty(cluster: ClusterId) -> Self {
+        Self {
+            cluster,
+            epoch: Epoch::NONE,
+            nodes: vec![],
+            keyspaces: vec![],
+            shards: vec![],
+            next_shard: ShardId(0),
+            next_keyspace: KeyspaceId(0),
+        }
+    }
+
     /// The node of this id.
     #[must_use]
     pub fn node(&self, id: NodeId) -> Option<&NodeInfo> {
@@ -156,9 +268,17 @@ impl Map {
         {
             return Err("nodes, keyspaces or shards are not sorted by id".into());
         }
+        if self.shards.last().is_some_and(|last| last.id >= self.next_shard)
+            || self.keyspaces.last().is_some_and(|last| last.id >= self.next_keyspace)
+        {
+            return Err("a shard or a keyspace has an id that is to be given to the next one".into());
+        }
         for shard in &self.shards {
-            if shard.replicas.is_empty() {
-                return Err(format!("shard {} has no replica", shard.id));
+            if shard.voters().next().is_none() {
+                return Err(format!("shard {} has no replica that votes", shard.id));
+            }
+            if shard.replicas.iter().any(|replica| replica.id >= shard.next_replica) {
+                return Err(format!("shard {} has a replica of an id that is to be given to the next one", shard.id));
             }
             for (at, replica) in shard.replicas.iter().enumerate() {
                 if self.node(replica.node).is_none() {
@@ -216,20 +336,16 @@ mod tests {
     }
 
     fn map(parts: Vec<Part>) -> Map {
-        let node = NodeInfo { id: NodeId(1), name: "a".into(), addr: "127.0.0.1:1".into() };
-        let replicas = vec![ReplicaInfo { id: ReplicaId(1), node: NodeId(1) }];
-        let shard = |(n, part)| ShardInfo {
-            id: ShardId(n as u32 + 1),
-            keyspace: KeyspaceId(1),
-            part,
-            replicas: replicas.clone(),
-        };
+        let count = parts.len() as u32;
+        let shard = |(n, part)| ShardInfo::founded(ShardId(n), KeyspaceId(1), part, &[NodeId(1)]);
         Map {
-            cluster: ClusterId(1),
             epoch: Epoch(1),
-            nodes: vec![node],
-            keyspaces: vec![KeyspaceInfo { id: KeyspaceId(1), name: "default".into() }],
-            shards: parts.into_iter().enumerate().map(shard).collect(),
+            nodes: vec![NodeInfo::new(NodeId(1), "a", "127.0.0.1:1")],
+            keyspaces: vec![KeyspaceInfo { id: KeyspaceId(1), name: "default".into(), replicas: 1 }],
+            shards: (1..).zip(parts).map(shard).collect(),
+            next_shard: ShardId(count + 1),
+            next_keyspace: KeyspaceId(2),
+            ..Map::empty(ClusterId(1))
         }
     }
 
@@ -245,5 +361,11 @@ mod tests {
         let mut stranger = map(Part::hash_split(2));
         stranger.shards[0].replicas[0].node = NodeId(9);
         assert!(stranger.check().is_err());
+        let mut voteless = map(Part::hash_split(2));
+        voteless.shards[0].replicas[0].role = ReplicaRole::Learner;
+        assert!(voteless.check().is_err());
+        let mut again = map(Part::hash_split(2));
+        again.shards[1].next_replica = ReplicaId(1);
+        assert!(again.check().is_err(), "an id would be given twice");
     }
 }

@@ -34,7 +34,7 @@ pub fn after(error: &CallError, write: bool, tries: u32) -> Step {
     let again = |after, new_map, hint| Step::Again { after, new_map, hint };
     match error {
         CallError::Failure(failure) => match failure {
-            Failure::Refusal { .. } => Step::Stop(failure.clone()),
+            Failure::Refusal { .. } | Failure::Condition { .. } => Step::Stop(failure.clone()),
             Failure::NotLeader { hint: Some(node) } => {
                 again(if tries <= 2 { Duration::ZERO } else { pause }, false, Some(*node))
             }

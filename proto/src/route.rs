@@ -98,9 +98,9 @@ impl Routes {
         if let Some(hint) = hint.filter(|hint| *hint != node) {
             return self.leaders[at].store(hint.0, Ordering::Relaxed);
         }
-        let replicas = &self.map.shards[at].replicas;
-        let next = replicas.iter().position(|replica| replica.node == node).map_or(0, |at| at + 1);
-        let guess = replicas.get(next % replicas.len().max(1)).map_or(0, |replica| replica.node.0);
+        let voters: Vec<NodeId> = self.map.shards[at].voters().map(|replica| replica.node).collect();
+        let next = voters.iter().position(|voter| *voter == node).map_or(0, |at| at + 1);
+        let guess = voters.get(next % voters.len().max(1)).map_or(0, |node| node.0);
         for before in [node.0, 0] {
             let _ = self.leaders[at].compare_exchange(before, guess, Ordering::Relaxed, Ordering::Relaxed);
         }
@@ -113,13 +113,13 @@ impl Routes {
     #[must_use]
     pub fn target(&self, shard: &ShardInfo, consistency: Consistency, key: &[u8], tries: u32) -> Option<NodeId> {
         let turn = tries.saturating_sub(1) as usize;
+        let voters = || shard.voters().map(|replica| replica.node.0);
         match consistency {
             Consistency::Linearizable => {
-                self.leader(shard.id).or_else(|| Some(shard.replicas.get(turn % shard.replicas.len().max(1))?.node))
+                self.leader(shard.id).or_else(|| voters().nth(turn % voters().count().max(1)).map(NodeId))
             }
             Consistency::Causal { .. } | Consistency::Eventual => {
-                let nodes: Vec<u64> = shard.replicas.iter().map(|replica| replica.node.0).collect();
-                let order = rendezvous_order(key_hash(key), &nodes);
+                let order = rendezvous_order(key_hash(key), &voters().collect::<Vec<u64>>());
                 order.get(turn % order.len().max(1)).map(|node| NodeId(*node))
             }
         }
@@ -133,20 +133,22 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{ClusterId, Epoch, ReplicaId};
-    use crate::map::{KeyspaceInfo, NodeInfo, ReplicaInfo};
+    use crate::ids::{ClusterId, Epoch};
+    use crate::map::{KeyspaceInfo, NodeInfo};
 
     fn routes(parts: Vec<Part>) -> Routes {
-        let nodes =
-            (1..=3).map(|n| NodeInfo { id: NodeId(n), name: format!("Server{n}"), addr: String::new() }).collect();
-        let replicas: Vec<_> = (1..=3).map(|n| ReplicaInfo { id: ReplicaId(n), node: NodeId(n) }).collect();
-        let shards = parts
-            .into_iter()
-            .zip(1..)
-            .map(|(part, n)| ShardInfo { id: ShardId(n), keyspace: KeyspaceId(1), part, replicas: replicas.clone() })
-            .collect();
-        let keyspaces = vec![KeyspaceInfo { id: KeyspaceId(1), name: "default".into() }];
-        let map = Map { cluster: ClusterId(1), epoch: Epoch(1), nodes, keyspaces, shards };
+        let count = parts.len() as u32;
+        let homes: Vec<NodeId> = (1..=3).map(NodeId).collect();
+        let shard = |(n, part)| ShardInfo::founded(ShardId(n), KeyspaceId(1), part, &homes);
+        let map = Map {
+            epoch: Epoch(1),
+            nodes: homes.iter().map(|id| NodeInfo::new(*id, format!("Server{id}"), "")).collect(),
+            keyspaces: vec![KeyspaceInfo { id: KeyspaceId(1), name: "default".into(), replicas: 3 }],
+            shards: (1..).zip(parts).map(shard).collect(),
+            next_shard: ShardId(count + 1),
+            next_keyspace: KeyspaceId(2),
+            ..Map::empty(ClusterId(1))
+        };
         map.check().expect("a sound map");
         Routes::new(map, None)
     }

@@ -10,7 +10,13 @@ use shkv_proto::{Epoch, Kind, codec};
 
 const DOCUMENT: &str = include_str!("../../proto.md");
 const LIMITS: &str = include_str!("../src/limits.rs");
-const SOURCES: [&str; 3] = [include_str!("../src/message.rs"), include_str!("../src/map.rs"), LIMITS];
+const SOURCES: [&str; 5] = [
+    include_str!("../src/message/mod.rs"),
+    include_str!("../src/message/cluster.rs"),
+    include_str!("../src/message/consensus.rs"),
+    include_str!("../src/map.rs"),
+    LIMITS,
+];
 
 /// Definitions of the sources that are no part of the wire.
 const NOT_ON_THE_WIRE: [&str; 1] = ["KeyPrefix"];
@@ -46,6 +52,10 @@ fn every_limit_is_told_with_its_number() {
         ("MAP_NODES_MAX", MAP_NODES_MAX as u64),
         ("MAP_KEYSPACES_MAX", MAP_KEYSPACES_MAX as u64),
         ("MAP_SHARDS_MAX", MAP_SHARDS_MAX as u64),
+        ("REPLICAS_MAX", u64::from(REPLICAS_MAX)),
+        ("CAPACITY_USUAL", u64::from(CAPACITY_USUAL)),
+        ("CAPACITY_MAX", u64::from(CAPACITY_MAX)),
+        ("CONDITION_BYTES_MAX", CONDITION_BYTES_MAX as u64),
         ("CREDIT_REQUESTS", u64::from(CREDIT_REQUESTS)),
         ("OUTBOX_BYTES_SOFT", OUTBOX_BYTES_SOFT as u64),
         ("DEADLINE_MS_MAX", u64::from(DEADLINE_MS_MAX)),
@@ -73,8 +83,8 @@ fn index(value: &impl Serialize) -> u8 {
 #[test]
 fn every_failure_and_refusal_is_told_with_its_number() {
     use RefusalCode::{
-        BatchLimits, Conflict, DiskFull, KeyEmpty, KeyTooLarge, Malformed, NotAllowed, NotBootstrapped,
-        UnknownKeyspace, ValueTooLarge, Version, WrongCluster,
+        BatchLimits, Conflict, DiskFull, Exists, KeyEmpty, KeyTooLarge, Malformed, NotAllowed, NotBootstrapped,
+        NotFound, Retired, UnknownKeyspace, Unsupported, ValueTooLarge, Version, WouldLose, WrongCluster,
     };
     let codes = [
         Malformed,
@@ -89,6 +99,11 @@ fn every_failure_and_refusal_is_told_with_its_number() {
         DiskFull,
         NotBootstrapped,
         Conflict,
+        NotFound,
+        Exists,
+        WouldLose,
+        Retired,
+        Unsupported,
     ];
     for (at, code) in codes.iter().enumerate() {
         assert_eq!(usize::from(index(code)), at, "{code:?} has another number than before");
@@ -101,6 +116,7 @@ fn every_failure_and_refusal_is_told_with_its_number() {
         ("Busy", Failure::Busy { retry_after_ms: 0, text: String::new() }),
         ("Behind", Failure::Behind { revision: 0 }),
         ("Unknown", Failure::unknown("")),
+        ("Condition", Failure::Condition { operation: 0, version: None }),
     ];
     for (at, (name, failure)) in failures.iter().enumerate() {
         assert_eq!(usize::from(index(failure)), at, "{name} has another number than before");

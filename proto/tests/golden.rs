@@ -5,10 +5,10 @@
 use serde::{Deserialize, Serialize};
 use shkv_proto::codec;
 use shkv_proto::limits::{FRAME_BYTES_MAX, Limits};
-use shkv_proto::map::{KeyspaceInfo, NodeInfo, Part, ReplicaInfo, ShardInfo};
+use shkv_proto::map::{KeyspaceInfo, NodeInfo, Part, ShardInfo};
 use shkv_proto::message::{
-    Batch, BatchOp, Consistency, EntryHead, Failure, Get, GetDone, Hello, MapDone, RaftMessage, RefusalCode, Role,
-    RowHead, Scan, ScanDone, SnapshotChunk, Welcome, Write, WriteDone,
+    Batch, BatchOp, ChangeReplicas, Condition, Consistency, EntryHead, Failure, Get, GetDone, Hello, MapDone,
+    RaftMessage, RefusalCode, Role, RowHead, Scan, ScanDone, SnapshotChunk, Welcome, Write, WriteDone,
 };
 use shkv_proto::{ClusterId, Epoch, Frame, Header, Kind, Map, NodeId, ReplicaId, ShardId};
 use shkv_proto::{KeyspaceId, message::MAGIC};
@@ -65,9 +65,14 @@ fn handshake() -> [Example; 2] {
 fn rows() -> [Example; 8] {
     let get = Get { keyspace: KEYSPACE, key: b"key", consistency: Consistency::Causal { revision: 250 } };
     let got = GetDone { version: Some(251), revision: 65_536, consistency: get.consistency };
-    let write = Write { keyspace: KEYSPACE, key: b"key" };
+    let write = Write { keyspace: KEYSPACE, key: b"key", condition: Condition::Always };
+    let guarded = Write { condition: Condition::Version(300), ..write };
     let written = WriteDone { revision: 1 << 32, removed: 0 };
-    let ops = vec![BatchOp::Put { key: b"a", value_bytes: 2 }, BatchOp::Delete { key: b"b" }];
+    let ops = vec![
+        BatchOp::Put { key: b"a", value_bytes: 2, condition: Condition::Absent },
+        BatchOp::Delete { key: b"b", condition: Condition::Always },
+        BatchOp::Check { key: b"c", condition: Condition::Value(b"v") },
+    ];
     let scan = Scan {
         keyspace: KEYSPACE,
         start: b"a".to_vec(),
@@ -84,7 +89,7 @@ fn rows() -> [Example; 8] {
         example("Get", routed(Kind::Get), &get, b"", |head| read::<Get<'_>>(head)),
         example("GetDone", answer(Kind::Done), &got, b"value", |head| read::<GetDone>(head)),
         example("Put", routed(Kind::Put), &write, b"value", |head| read::<Write<'_>>(head)),
-        example("Delete", routed(Kind::Delete), &write, b"", |head| read::<Write<'_>>(head)),
+        example("Delete", routed(Kind::Delete), &guarded, b"", |head| read::<Write<'_>>(head)),
         example("WriteDone", answer(Kind::Done), &written, b"", |head| read::<WriteDone>(head)),
         example("Batch", routed(Kind::Batch), &Batch { keyspace: KEYSPACE, ops }, b"v1", |head| {
             read::<Batch<'_>>(head)
@@ -94,7 +99,7 @@ fn rows() -> [Example; 8] {
     ]
 }
 
-fn failures() -> [Example; 6] {
+fn failures() -> [Example; 7] {
     let failed = |name, failure: &Failure| {
         example(name, answer(Kind::Failed), failure, b"", |head| {
             format!("{:?}", codec::decode::<Failure>(head).expect("a failure"))
@@ -107,22 +112,25 @@ fn failures() -> [Example; 6] {
         failed("Busy", &Failure::Busy { retry_after_ms: 50, text: "full".into() }),
         failed("Behind", &Failure::Behind { revision: 12 }),
         failed("Unknown", &Failure::unknown("lost")),
+        failed("Condition", &Failure::Condition { operation: 2, version: Some(9) }),
     ]
 }
 
-fn cluster() -> [Example; 3] {
-    let replica = ReplicaInfo { id: ReplicaId(1), node: NodeId(300) };
-    let shard = |id, keyspace, part| ShardInfo { id: ShardId(id), keyspace, part, replicas: vec![replica] };
+fn cluster() -> [Example; 4] {
+    let shard = |id, keyspace, part| ShardInfo::founded(ShardId(id), keyspace, part, &[NodeId(300)]);
     let map = Map {
         cluster: CLUSTER,
         epoch: Epoch(7),
-        nodes: vec![NodeInfo { id: NodeId(300), name: "Server0".into(), addr: "h:1".into() }],
-        keyspaces: vec![KeyspaceInfo { id: KEYSPACE, name: "default".into() }],
+        nodes: vec![NodeInfo::new(NodeId(300), "Server0", "h:1")],
+        keyspaces: vec![KeyspaceInfo { id: KEYSPACE, name: "default".into(), replicas: 3 }],
         shards: vec![
             shard(0, KeyspaceId::SYSTEM, Part::everything()),
             shard(1, KEYSPACE, Part::Hash { low: 0, high: u64::MAX }),
         ],
+        next_shard: ShardId(2),
+        next_keyspace: KeyspaceId(2),
     };
+    let change = ChangeReplicas { learn: vec![], promote: vec![ReplicaId(4)], remove: vec![ReplicaId(1)] };
     let map = MapDone { map, leaders: vec![(ShardId(1), NodeId(300))] };
     let append = RaftMessage {
         shard: ShardId(3),
@@ -149,6 +157,7 @@ fn cluster() -> [Example; 3] {
     let chunk = SnapshotChunk { rows: vec![(1, 4), (2, 3)] };
     [
         example("MapDone", Header::new(Kind::Done), &map, b"", |head| read::<MapDone>(head)),
+        example("ChangeReplicas", routed(Kind::ChangeReplicas), &change, b"", |head| read::<ChangeReplicas>(head)),
         example("Raft", Header::new(Kind::Raft), &vec![append], b"onetw", |head| {
             format!("{:?}", codec::decode::<Vec<RaftMessage>>(head).expect("Raft messages"))
         }),

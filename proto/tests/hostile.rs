@@ -178,9 +178,9 @@ proptest! {
     fn heads_that_name_a_key_survive_a_round_trip_and_begin_alike(keyspace: u32, key in some_bytes(), consistency in consistency(), ops in batch_ops(), revision in number(), removed: u32) {
         let keyspace = KeyspaceId(keyspace);
         let get = codec::encode(&Get { keyspace, key: &key, consistency }).expect("a small head");
-        let write = codec::encode(&Write { keyspace, key: &key }).expect("a small head");
+        let write = codec::encode(&Write { keyspace, key: &key, condition: Condition::Absent }).expect("a small head");
         prop_assert_eq!(codec::decode_borrowed(&get).ok(), Some(Get { keyspace, key: &key, consistency }));
-        prop_assert_eq!(codec::decode_borrowed(&write).ok(), Some(Write { keyspace, key: &key }));
+        prop_assert_eq!(codec::decode_borrowed(&write).ok(), Some(Write { keyspace, key: &key, condition: Condition::Absent }));
         for head in [get, write] {
             let (prefix, _) = codec::decode_borrowed_prefix::<KeyPrefix<'_>>(&head).expect("a prefix");
             prop_assert_eq!(prefix, KeyPrefix { keyspace, key: &key });
@@ -193,11 +193,19 @@ proptest! {
     }
 
     #[test]
-    fn the_cluster_s_messages_survive_a_round_trip(map in map_done(), create in create_replica(), beat in beat(), to in number()) {
+    fn the_cluster_s_messages_survive_a_round_trip(map in map_done(), create in create_replica(), beat in beat(), to in number(), change in change_replicas()) {
         round_trip(&map)?;
+        round_trip(&change)?;
+        round_trip(&RemoveReplica { replica: ReplicaId(to) })?;
         round_trip(&create)?;
         round_trip(&beat)?;
         round_trip(&TransferLeader { to: ReplicaId(to) })?;
+    }
+
+    #[test]
+    fn joins_and_wishes_survive_a_round_trip(join in join(), admin in admin()) {
+        round_trip(&join)?;
+        round_trip(&admin)?;
     }
 
     #[test]

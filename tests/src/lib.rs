@@ -6,11 +6,17 @@
     reason = "tests start processes, wait, and fail where they cannot go on"
 )]
 
+pub mod load;
+pub mod proxy;
+
+use parking_lot::Mutex;
 use serde_json::Value;
-use shkv_client::{Client, Error, NodeStatus};
+use shkv_client::{Client, Error, NodeStatus, StatusDone};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a test waits for what must come: a machine that is busy with other tests is slow.
@@ -145,6 +151,164 @@ impl Drop for Cluster {
             let _ = up.wait();
         }
     }
+}
+
+/// One process of the binary that serves: a node, a balancer, or both.
+pub struct Server {
+    child: Child,
+    _output: BufReader<ChildStdout>,
+    told: Value,
+    words: Arc<Mutex<String>>,
+    listening: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts it and waits for what it says when it runs.
+    #[must_use]
+    pub fn start(binary: &Path, args: &[&str]) -> Self {
+        Self::try_start(binary, args).expect("it starts")
+    }
+
+    /// Starts it; if it ends instead, gives what it said on standard error.
+    ///
+    /// # Errors
+    /// Its words.
+    pub fn try_start(binary: &Path, args: &[&str]) -> Result<Self, String> {
+        let mut command = Command::new(binary);
+        command.args(args).args(["--output", "json"]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary runs");
+        let mut output = BufReader::new(child.stdout.take().expect("a pipe was asked for"));
+        let mut errors = child.stderr.take().expect("a pipe was asked for");
+        let words = Arc::new(Mutex::new(String::new()));
+        let heard = words.clone();
+        let listening = std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(read @ 1..) = errors.read(&mut bytes) {
+                let text = String::from_utf8_lossy(&bytes[..read]);
+                eprint!("{text}");
+                heard.lock().push_str(&text);
+            }
+        });
+        let mut line = String::new();
+        output.read_line(&mut line).expect("its output is text");
+        if line.is_empty() {
+            child.wait().expect("it can be waited for");
+            listening.join().expect("reading does not panic");
+            return Err(words.lock().clone());
+        }
+        let told = serde_json::from_str(&line).expect("its first line is one object");
+        Ok(Self { child, _output: output, told, words, listening: Some(listening) })
+    }
+
+    /// What it has said on standard error so far; all of it when it has ended.
+    pub fn words(&mut self) -> String {
+        if matches!(self.child.try_wait(), Ok(Some(_)))
+            && let Some(listening) = self.listening.take()
+        {
+            listening.join().expect("reading does not panic");
+        }
+        self.words.lock().clone()
+    }
+
+    /// What it said.
+    #[must_use]
+    pub fn told(&self) -> &Value {
+        &self.told
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> String {
+        self.told["addr"].as_str().expect("an address").to_owned()
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it and waits until it is gone.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it can be waited for");
+    }
+
+    /// Waits until it ends by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            signal(self.child.id(), "TERM");
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = self.child.kill(); // most often it has ended
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Connects a client, however long nobody answers yet.
+pub async fn connect(addrs: &[String]) -> Client {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Client::connect(addrs.iter().cloned()).await {
+            Ok(client) => return client,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until the cluster's status satisfies `what`.
+pub async fn until_status(client: &Client, what: impl Fn(&StatusDone) -> bool) -> StatusDone {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = client.status().await;
+        if let Ok(status) = &status
+            && what(status)
+        {
+            return status.clone();
+        }
+        assert!(Instant::now() < deadline, "it did not come to pass: {status:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Whether every shard has `copies` replicas, all of which vote, are on living nodes, and have what their leader has.
+#[must_use]
+pub fn is_whole(status: &StatusDone, copies: usize) -> bool {
+    let Some(map) = &status.map else { return false };
+    let nodes: Vec<&NodeStatus> = status.nodes.iter().filter_map(|(_, node)| node.as_ref().ok()).collect();
+    map.shards.iter().all(|shard| {
+        let on = |node| nodes.iter().find(|told: &&&NodeStatus| told.id == node);
+        let group = nodes.iter().flat_map(|node| &node.replicas).find(|there| there.shard == shard.id && there.leads);
+        let Some((led, group)) = group.and_then(|led| Some((led, led.group.as_ref()?))) else { return false };
+        shard.replicas.len() == copies
+            && shard.voters().count() == copies
+            && group.voters.len() == copies
+            && group.outgoing.is_empty()
+            && group.learners.is_empty()
+            && group.matched.iter().all(|(_, index)| *index >= led.committed)
+            && shard.replicas.iter().all(|home| {
+                let there = on(home.node).map(|node| &node.replicas);
+                there.is_some_and(|there| there.iter().any(|here| here.shard == shard.id && here.replica == home.id))
+            })
+    })
 }
 
 /// Sends a signal to a process.

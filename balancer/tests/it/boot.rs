@@ -85,7 +85,8 @@ async fn begin_bootstrap(nodes: &[FakeNode], cluster: ClusterId) {
         keyspace: KeyspaceId::SYSTEM,
         part: Part::everything(),
         replica: ReplicaId(1),
-        voters: nodes.iter().zip(1..).map(|(node, n)| (ReplicaId(n), node.id)).collect(),
+        founders: (1..=nodes.len() as u64).map(ReplicaId).collect(),
+        homes: nodes.iter().zip(1..).map(|(node, n)| (ReplicaId(n), node.id)).collect(),
         campaign: true,
     };
     let link = Link::open(nodes[0].addr.clone(), Hello::ours(None, Role::Balancer), |_| Ok(()));
@@ -121,12 +122,20 @@ async fn replicas_that_the_map_names_and_no_node_has_are_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_replicas_than_nodes_are_refused_before_anything_is_made() {
+async fn with_fewer_nodes_than_copies_there_is_one_copy_on_each() {
+    let setup = setup(2, LAYOUT).await;
+    assert!(setup.world.replicas().values().all(|count| *count == 9), "{:?}", setup.world.replicas());
+    let map = map(&setup.client).await;
+    assert_eq!(map.keyspaces[0].replicas, 3, "three are wanted as soon as there are three nodes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layout_that_cannot_be_is_refused_before_anything_is_made() {
     let world = World::new();
     let nodes = nodes(&world, 2).await;
-    let error = Balancer::start(config(&nodes, Some(LAYOUT))).await.unwrap_err();
+    let layout = Bootstrap { shards: 8, replicas: 100 };
+    let error = Balancer::start(config(&nodes, Some(layout))).await.unwrap_err();
     assert!(matches!(error, StartError::Layout(_)), "{error}");
-    assert!(error.to_string().contains("only 2 nodes"), "{error}");
     assert!(nodes.iter().all(|node| node.cluster().is_none()) && world.replicas().is_empty());
 }
 

@@ -1,23 +1,26 @@
 //! A cluster that a test plays: nodes that speak the protocol, keep rows in memory, and misbehave when ordered to.
 //!
-//! The rows of a shard are kept once for all nodes; who leads it is written down, not elected. Nodes answer, as real
-//! ones do, only for shards of which they were told to keep a replica.
+//! The rows of a shard are kept once for all nodes; who leads it is written down, not elected, and a change of its
+//! replicas is done at once. Nodes answer, as real ones do, only for shards of which they were told to keep a replica.
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use shkv_proto::limits::Limits;
+use shkv_proto::link::{CallError, Link};
 use shkv_proto::map::Part;
 use shkv_proto::message::{
-    Batch, BatchOp, Beat, Consistency, CountDone, CreateReplica, Failure, Get, GetDone, Hello, MapDone, NodeStatus,
-    ReplicaStatus, Role, RowHead, Scan, ScanDone, Welcome, Write, WriteDone,
+    Batch, BatchOp, Beat, ChangeReplicas, Condition, Consistency, Controller, CountDone, CreateReplica, Failure, Get,
+    GetDone, GroupStatus, Hello, Join, JoinDone, MapDone, NodeStatus, RemoveReplica, ReplicaStatus, Role, RowHead,
+    Scan, ScanDone, TransferLeader, Welcome, Write, WriteDone,
 };
 use shkv_proto::outbox::Outbox;
-use shkv_proto::{ClusterId, Epoch, Frame, KeyspaceId, Kind, Map, NodeId, ReplicaId, ShardId, codec, session};
-use std::collections::{BTreeMap, VecDeque};
+use shkv_proto::{ClusterId, Epoch, Frame, Header, KeyspaceId, Kind, Map, NodeId, ReplicaId, ShardId, codec, session};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The keyspace that a bootstrap makes.
@@ -46,7 +49,9 @@ struct Shard {
     revision: u64,
     /// Nobody before the replica is made that stands for election.
     leader: Option<NodeId>,
-    voters: usize,
+    voters: BTreeSet<ReplicaId>,
+    learners: BTreeSet<ReplicaId>,
+    homes: BTreeMap<ReplicaId, NodeId>,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +63,10 @@ struct State {
     addrs_needed: usize,
     addrs_known: usize,
     mute: bool,
+    /// Who takes the controller's lease in the moment in which its holder next writes the map.
+    usurper: Option<Controller>,
+    /// What became of the batches that depend on the controller's row and are more than a renewal.
+    controlled: Vec<Result<(), Failure>>,
 }
 
 /// What all nodes of a test share.
@@ -124,6 +133,23 @@ impl World {
         counts
     }
 
+    /// Who holds the controller's lease, as the system shard says.
+    pub fn controller(&self) -> Option<Controller> {
+        let state = self.state.lock();
+        let (_, value) = state.shards.get(&ShardId::SYSTEM)?.rows.get(&b"controller"[..])?;
+        Some(codec::decode(value).unwrap())
+    }
+
+    /// In the moment in which the holder of the lease next changes anything, another one has just taken the lease.
+    pub fn depose(&self, usurper: Controller) {
+        self.state.lock().usurper = Some(usurper);
+    }
+
+    /// What became of the changes that were written by a holder of the lease.
+    pub fn controlled(&self) -> Vec<Result<(), Failure>> {
+        self.state.lock().controlled.clone()
+    }
+
     /// A node has no replica of a shard any more.
     pub fn lose_replica(&self, shard: ShardId, node: NodeId) {
         self.state.lock().replicas.remove(&(shard, node)).unwrap();
@@ -147,6 +173,7 @@ struct Inner {
     world: Arc<World>,
     cluster: Mutex<Option<ClusterId>>,
     map: Mutex<Option<Map>>,
+    retired: Mutex<Option<String>>,
     orders: Mutex<VecDeque<Order>>,
     seen: Mutex<Vec<Frame>>,
     heard: watch::Sender<usize>,
@@ -162,6 +189,7 @@ impl FakeNode {
             world: world.clone(),
             cluster: Mutex::new(cluster),
             map: Mutex::default(),
+            retired: Mutex::default(),
             orders: Mutex::default(),
             seen: Mutex::default(),
             heard: watch::Sender::new(0),
@@ -181,6 +209,39 @@ impl FakeNode {
     /// Its cluster.
     pub fn cluster(&self) -> Option<ClusterId> {
         *self.inner.cluster.lock()
+    }
+
+    /// Why it was told that it is of the cluster no more.
+    pub fn retired(&self) -> Option<String> {
+        self.inner.retired.lock().clone()
+    }
+
+    /// The map that it was told.
+    pub fn map(&self) -> Option<Map> {
+        self.inner.map.lock().clone()
+    }
+
+    /// What it says when it registers.
+    pub fn introduction(&self, name: &str) -> Join {
+        Join {
+            cluster: self.cluster(),
+            id: self.id,
+            name: name.into(),
+            addr: self.addr.clone(),
+            addr_outside: None,
+            domain: String::new(),
+            capacity: 100,
+            instance: String::new(),
+        }
+    }
+
+    /// Registers once at a balancer.
+    pub async fn join(&self, balancer: &str, join: &Join) -> Result<JoinDone, CallError> {
+        let link = Link::open(balancer.to_owned(), Hello::ours(None, Role::Node(self.id)), |_| Ok(()));
+        let frame = Frame::new(Header::new(Kind::Join), codec::encode(join).unwrap(), vec![]);
+        let (done, _) = link.ask::<JoinDone>(frame, Instant::now() + PATIENCE).await?;
+        *self.inner.cluster.lock() = Some(done.cluster);
+        Ok(done)
     }
 
     /// What it shall do with the next request that is not for the system shard.
@@ -229,9 +290,12 @@ impl Inner {
             for frame in frames.drain(..) {
                 self.seen.lock().push(frame.clone());
                 self.heard.send_modify(|count| *count += 1);
-                let plain = matches!(frame.header.kind, Kind::Beat | Kind::CreateReplica);
-                let order =
-                    if plain || frame.header.shard == ShardId::SYSTEM { None } else { self.orders.lock().pop_front() };
+                let of_client = matches!(
+                    frame.header.kind,
+                    Kind::Get | Kind::Put | Kind::Delete | Kind::Batch | Kind::Scan | Kind::Count
+                );
+                let is_ordered = of_client && frame.header.shard != ShardId::SYSTEM;
+                let order = if is_ordered { self.orders.lock().pop_front() } else { None };
                 let answer = match &order {
                     Some(Order::Answer(failure)) => Err(failure.clone()),
                     Some(Order::DropBefore) => return outbox.close(),
@@ -265,6 +329,9 @@ impl Inner {
         match frame.header.kind {
             Kind::Beat => {
                 let beat: Beat = codec::decode(&frame.head).unwrap();
+                if beat.retired.is_some() {
+                    *self.retired.lock() = beat.retired;
+                }
                 if let Some(map) = beat.map {
                     assert_eq!(map.check(), Ok(()));
                     *self.map.lock() = Some(map);
@@ -285,8 +352,62 @@ impl Inner {
                 Some(map) => done(codec::encode(&MapDone { map, leaders: vec![] }).unwrap()),
                 None => Err(Failure::Busy { retry_after_ms: 1, text: "no map yet".into() }),
             },
+            Kind::ChangeReplicas => {
+                self.change(frame.header.shard, codec::decode(&frame.head).unwrap())?;
+                done(vec![])
+            }
+            Kind::RemoveReplica => {
+                let remove: RemoveReplica = codec::decode(&frame.head).unwrap();
+                let (mut state, here) = (self.world.state.lock(), (frame.header.shard, self.id));
+                if state.replicas.get(&here) == Some(&remove.replica) {
+                    let shard = &state.shards[&here.0];
+                    assert!(!shard.voters.contains(&remove.replica), "{remove:?} of a replica that votes");
+                    state.replicas.remove(&here);
+                }
+                done(vec![])
+            }
+            Kind::TransferLeader => {
+                let transfer: TransferLeader = codec::decode(&frame.head).unwrap();
+                let mut state = self.world.state.lock();
+                let shard = self.led(&mut state, frame.header.shard)?;
+                assert!(shard.voters.contains(&transfer.to), "{transfer:?} to a replica that does not vote");
+                shard.leader = Some(shard.homes[&transfer.to]);
+                done(vec![])
+            }
             _ => self.act_on_shard(frame),
         }
+    }
+
+    /// A shard that this node leads.
+    fn led<'a>(&self, state: &'a mut State, id: ShardId) -> Result<&'a mut Shard, Failure> {
+        let elected = state.shards.contains_key(&id) && is_elected(state, id);
+        let shard = state.shards.get_mut(&id).ok_or(Failure::WrongShard { epoch: Epoch::NONE })?;
+        match shard.leader {
+            Some(leader) if elected && leader == self.id => Ok(shard),
+            hint => Err(Failure::NotLeader { hint: hint.filter(|_| elected) }),
+        }
+    }
+
+    fn change(&self, id: ShardId, change: ChangeReplicas) -> Result<(), Failure> {
+        let mut state = self.world.state.lock();
+        let me = state.replicas.get(&(id, self.id)).copied();
+        let shard = self.led(&mut state, id)?;
+        assert!(me.is_none_or(|me| !change.remove.contains(&me)), "{change:?} to the leader that is to go");
+        for (replica, node) in change.learn {
+            shard.homes.insert(replica, node);
+            if !shard.voters.contains(&replica) {
+                shard.learners.insert(replica);
+            }
+        }
+        for replica in change.promote {
+            assert!(shard.learners.remove(&replica) || shard.voters.contains(&replica), "{replica} never learned");
+            shard.voters.insert(replica);
+        }
+        for replica in change.remove {
+            shard.voters.remove(&replica);
+            shard.learners.remove(&replica);
+        }
+        Ok(())
     }
 
     fn epoch(&self) -> Epoch {
@@ -296,7 +417,7 @@ impl Inner {
     fn create(&self, create: CreateReplica) -> Result<(), Failure> {
         let cluster = *self.cluster.lock().get_or_insert(create.cluster);
         assert_eq!(cluster, create.cluster);
-        assert!(create.voters.contains(&(create.replica, self.id)), "{create:?} is not for this node");
+        assert!(create.homes.contains(&(create.replica, self.id)), "{create:?} is not for this node");
         let mut state = self.world.state.lock();
         let kept = *state.replicas.entry((create.shard, self.id)).or_insert(create.replica);
         assert_eq!(kept, create.replica);
@@ -306,9 +427,12 @@ impl Inner {
             rows: BTreeMap::new(),
             revision: 0,
             leader: None,
-            voters: create.voters.len(),
+            voters: create.founders.iter().copied().collect(),
+            learners: BTreeSet::new(),
+            homes: BTreeMap::new(),
         };
         let shard = state.shards.entry(create.shard).or_insert(made);
+        shard.homes.insert(create.replica, self.id);
         if create.campaign {
             shard.leader.get_or_insert(self.id);
         }
@@ -320,19 +444,31 @@ impl Inner {
         let replica = |((id, _), replica): (&(ShardId, NodeId), &ReplicaId)| {
             let shard = &state.shards[id];
             let elected = is_elected(state, *id);
+            let leads = elected && shard.leader == Some(self.id);
+            let all = || shard.voters.iter().chain(&shard.learners).copied();
+            let kept = |replica: &ReplicaId| {
+                shard.homes.get(replica).is_some_and(|node| state.replicas.get(&(*id, *node)) == Some(replica))
+            };
+            let group = || GroupStatus {
+                voters: shard.voters.iter().copied().collect(),
+                outgoing: vec![],
+                learners: shard.learners.iter().copied().collect(),
+                matched: all().filter(kept).map(|replica| (replica, 1 + shard.revision)).collect(),
+            };
             ReplicaStatus {
                 shard: *id,
                 replica: *replica,
-                leads: elected && shard.leader == Some(self.id),
+                leads,
                 leader: None,
                 term: u64::from(elected),
-                committed: 0,
+                committed: 1 + shard.revision,
                 applied: 0,
                 flushed: 0,
                 log_first: 1,
                 log_last: shard.revision,
                 revision: shard.revision,
                 snapshots_installed: 0,
+                group: leads.then(group),
             }
         };
         NodeStatus {
@@ -359,7 +495,8 @@ impl Inner {
             return Err(Failure::WrongShard { epoch });
         }
         let elected = is_elected(&state, id);
-        let shard = state.shards.get_mut(&id).unwrap();
+        let State { shards, usurper, controlled, .. } = &mut *state;
+        let shard = shards.get_mut(&id).unwrap();
         let lead = || match shard.leader {
             _ if !elected => Err(Failure::NotLeader { hint: None }),
             hint if hint != Some(self.id) => Err(Failure::NotLeader { hint }),
@@ -379,6 +516,7 @@ impl Inner {
             Kind::Put | Kind::Delete => {
                 lead()?;
                 let write: Write<'_> = codec::decode_borrowed(&frame.head).unwrap();
+                check(shard, 0, write.key, write.condition)?;
                 shard.revision += 1;
                 let before = match frame.header.kind {
                     Kind::Put => shard.rows.insert(write.key.to_vec(), (shard.revision, frame.tail.to_vec())),
@@ -390,17 +528,20 @@ impl Inner {
             Kind::Batch => {
                 lead()?;
                 let batch: Batch<'_> = codec::decode_borrowed(&frame.head).unwrap();
-                let mut values = frame.tail.clone();
-                for op in batch.ops {
+                let is_check = |op: &BatchOp<'_>| matches!(op, BatchOp::Check { key: b"controller", .. });
+                let is_controlled = id == ShardId::SYSTEM
+                    && batch.ops.iter().any(is_check)
+                    && batch.ops.iter().all(|op| op.key() != b"lease");
+                if is_controlled && let Some(usurper) = usurper.take() {
                     shard.revision += 1;
-                    match op {
-                        BatchOp::Put { key, value_bytes } => {
-                            let value = values.split_to(value_bytes as usize).to_vec();
-                            shard.rows.insert(key.to_vec(), (shard.revision, value));
-                        }
-                        BatchOp::Delete { key } => drop(shard.rows.remove(key)),
-                    }
+                    let row = (shard.revision, codec::encode(&usurper).unwrap());
+                    shard.rows.insert(b"controller".to_vec(), row);
                 }
+                let result = write_batch(shard, &batch, frame.tail.clone());
+                if is_controlled {
+                    controlled.push(result.clone());
+                }
+                result?;
                 (codec::encode(&WriteDone { revision: shard.revision, removed: 0 }).unwrap(), Bytes::new())
             }
             Kind::Scan => {
@@ -422,9 +563,47 @@ impl Inner {
     }
 }
 
-fn is_elected(state: &State, shard: ShardId) -> bool {
-    let kept = state.replicas.keys().filter(|(kept, _)| *kept == shard).count();
-    kept * 2 > state.shards[&shard].voters && state.addrs_known >= state.addrs_needed
+/// Whether most of those who vote are there.
+fn is_elected(state: &State, id: ShardId) -> bool {
+    let shard = &state.shards[&id];
+    let is_kept = |replica: &&ReplicaId| {
+        shard.homes.get(replica).is_some_and(|node| state.replicas.get(&(id, *node)) == Some(replica))
+    };
+    shard.voters.iter().filter(is_kept).count() * 2 > shard.voters.len() && state.addrs_known >= state.addrs_needed
+}
+
+fn check(shard: &Shard, operation: u32, key: &[u8], condition: Condition<'_>) -> Result<(), Failure> {
+    let row = shard.rows.get(key);
+    let holds = match condition {
+        Condition::Always => true,
+        Condition::Absent => row.is_none(),
+        Condition::Present => row.is_some(),
+        Condition::Version(version) => row.is_some_and(|row| row.0 == version),
+        Condition::Value(value) => row.is_some_and(|row| row.1 == value),
+    };
+    if holds { Ok(()) } else { Err(Failure::Condition { operation, version: row.map(|row| row.0) }) }
+}
+
+/// All of a batch or nothing: every condition looks at the rows as they are before it.
+fn write_batch(shard: &mut Shard, batch: &Batch<'_>, mut values: Bytes) -> Result<(), Failure> {
+    for (op, operation) in batch.ops.iter().zip(0..) {
+        check(shard, operation, op.key(), op.condition())?;
+    }
+    for op in &batch.ops {
+        match op {
+            BatchOp::Put { key, value_bytes, .. } => {
+                shard.revision += 1;
+                let value = values.split_to(*value_bytes as usize).to_vec();
+                shard.rows.insert(key.to_vec(), (shard.revision, value));
+            }
+            BatchOp::Delete { key, .. } => {
+                shard.revision += 1;
+                shard.rows.remove(*key);
+            }
+            BatchOp::Check { .. } => {}
+        }
+    }
+    Ok(())
 }
 
 fn in_range(key: &[u8], scan: &Scan) -> bool {

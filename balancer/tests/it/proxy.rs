@@ -5,7 +5,7 @@ use crate::setup::{Setup, ask, client, get, put, setup};
 use shkv_balancer::Bootstrap;
 use shkv_proto::link::done_or_failure;
 use shkv_proto::message::{
-    Batch, BatchOp, Beat, Consistency, Failure, Get, Hello, RefusalCode, Role, StatusDone, Write, WriteDone,
+    Batch, BatchOp, Beat, Condition, Consistency, Failure, Get, Hello, RefusalCode, Role, StatusDone, Write, WriteDone,
 };
 use shkv_proto::{Epoch, Frame, Header, KeyspaceId, Kind, NodeId, ShardId, codec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,7 +27,7 @@ async fn head_and_tail_are_forwarded_byte_for_byte() {
     let (leader, _) = leader_and_other(&setup);
     for size in [0, 100, 3_000_000] {
         let value: Vec<u8> = (0..size).map(|n: u32| ((n * 31) >> 3) as u8).collect();
-        let head = codec::encode(&Write { keyspace: KEYSPACE, key: KEY }).unwrap();
+        let head = codec::encode(&Write { keyspace: KEYSPACE, key: KEY, condition: Condition::Always }).unwrap();
         let answer = ask(&setup.client, Kind::Put, ShardId::UNROUTED, head.clone(), value.clone()).await;
         assert_eq!(answer.header.kind, Kind::Done);
         let seen = setup.node(leader).seen(Kind::Put).pop().unwrap();
@@ -136,7 +136,7 @@ async fn a_batch_goes_to_its_one_shard_or_is_refused() {
     let here = setup.world.shard_of(&keys[0]);
     let (same, other): (Vec<_>, Vec<_>) = keys.iter().partition(|key| setup.world.shard_of(key) == here);
     let batch = |keys: Vec<&Vec<u8>>| {
-        let ops = keys.iter().map(|key| BatchOp::Put { key, value_bytes: 1 }).collect();
+        let ops = keys.iter().map(|key| BatchOp::Put { key, value_bytes: 1, condition: Condition::Always }).collect();
         codec::encode(&Batch { keyspace: KEYSPACE, ops }).unwrap()
     };
     for shard in [ShardId::UNROUTED, here] {
@@ -162,15 +162,16 @@ async fn what_clients_may_not_ask_is_refused() {
         Failure::Refusal { code, .. } => code,
         other => panic!("{kind:?}: {other}"),
     };
-    let beat = codec::encode(&Beat { addrs: vec![], map: None }).unwrap();
+    let beat = codec::encode(&Beat { addrs: vec![], map: None, retired: None }).unwrap();
     assert_eq!(refused(Kind::Beat, ShardId::UNROUTED, beat).await, RefusalCode::NotAllowed);
     for kind in [Kind::CreateReplica, Kind::Raft, Kind::SnapshotBegin, Kind::Done, Kind::Hello] {
         assert_eq!(refused(kind, ShardId::UNROUTED, vec![]).await, RefusalCode::NotAllowed);
     }
-    let system = codec::encode(&Write { keyspace: KeyspaceId::SYSTEM, key: b"meta" }).unwrap();
+    let system =
+        codec::encode(&Write { keyspace: KeyspaceId::SYSTEM, key: b"meta", condition: Condition::Always }).unwrap();
     assert_eq!(refused(Kind::Delete, ShardId::UNROUTED, system).await, RefusalCode::NotAllowed);
     assert_eq!(refused(Kind::Batch, ShardId::SYSTEM, vec![]).await, RefusalCode::NotAllowed);
-    let nowhere = codec::encode(&Write { keyspace: KeyspaceId(9), key: KEY }).unwrap();
+    let nowhere = codec::encode(&Write { keyspace: KeyspaceId(9), key: KEY, condition: Condition::Always }).unwrap();
     assert_eq!(refused(Kind::Put, ShardId::UNROUTED, nowhere).await, RefusalCode::UnknownKeyspace);
     assert_eq!(refused(Kind::Get, ShardId::UNROUTED, vec![0xff; 9]).await, RefusalCode::Malformed);
     assert_eq!(refused(Kind::Scan, ShardId::UNROUTED, vec![]).await, RefusalCode::Malformed);

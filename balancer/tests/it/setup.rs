@@ -4,7 +4,7 @@ use crate::fake::{FakeNode, KEYSPACE, PATIENCE, World};
 use bytes::Bytes;
 use shkv_balancer::{Balancer, BalancerConfig, Bootstrap};
 use shkv_proto::link::Link;
-use shkv_proto::message::{Consistency, Failure, Get, GetDone, Hello, Role, Write, WriteDone};
+use shkv_proto::message::{Condition, Consistency, Failure, Get, GetDone, Hello, Role, Write, WriteDone};
 use shkv_proto::{Frame, Header, Kind, NodeId, ShardId, codec};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -24,10 +24,10 @@ pub struct Setup {
 /// A balancer's configuration for these nodes.
 pub fn config(nodes: &[FakeNode], bootstrap: Option<Bootstrap>) -> BalancerConfig {
     BalancerConfig {
-        listen: "127.0.0.1:0".into(),
         http: Some("127.0.0.1:0".into()),
         nodes: nodes.iter().map(|node| node.addr.clone()).collect(),
         bootstrap,
+        ..BalancerConfig::new("127.0.0.1:0")
     }
 }
 
@@ -77,7 +77,7 @@ pub async fn ask(link: &Link, kind: Kind, shard: ShardId, head: Vec<u8>, tail: V
 
 /// Puts a row of the default keyspace.
 pub async fn put(link: &Link, key: &[u8], value: &[u8]) -> Result<WriteDone, Failure> {
-    let head = codec::encode(&Write { keyspace: KEYSPACE, key }).unwrap();
+    let head = codec::encode(&Write { keyspace: KEYSPACE, key, condition: Condition::Always }).unwrap();
     let answer = ask(link, Kind::Put, ShardId::UNROUTED, head, value.to_vec()).await;
     let answer = shkv_proto::link::done_or_failure(answer)?;
     Ok(codec::decode(&answer.head).unwrap())

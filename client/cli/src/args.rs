@@ -5,13 +5,14 @@ use crate::sizes;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shkv_client::Token;
+use shkv_proto::limits::{CAPACITY_MAX, CAPACITY_USUAL};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Most nodes that `up` starts on one machine.
-const NODES_MAX: i64 = 32;
+/// Most nodes that `up` starts on one machine, and most that one command asks for.
+const NODES_MAX: i64 = 1_000;
 
 /// A sharded, replicated, durable, ordered key-value store.
 #[derive(Debug, Parser)]
@@ -79,6 +80,8 @@ pub enum Command {
     Node(Node),
     /// Start one balancer
     Balancer(Balancer),
+    /// Start one member of a cluster of equals: a node and a balancer in one process
+    Serve(Serve),
     /// Write one row
     Put(Put),
     /// Read one row
@@ -91,8 +94,24 @@ pub enum Command {
     Count(Count),
     /// Write the rows of a file
     Load(Load),
-    /// Show nodes, shards and who leads them
+    /// Show nodes, shards, who leads them, and what is under way
     Status,
+    /// Show the nodes
+    Nodes,
+    /// Show the shards
+    Shards,
+    /// Add nodes, started by the balancer's provisioner
+    Add(Add),
+    /// Remove nodes: each is drained first, and then it is of the cluster no more
+    Rm(Rm),
+    /// Move everything off a node, or with --undo let it be used again
+    Drain(Drain),
+    /// Give the leadership of a shard to the replica on a node
+    Transfer(Transfer),
+    /// Ask who answers at an address, and whether it is well
+    Ping,
+    /// Compare ways of consistent hashing: how evenly each spreads, and how much moves
+    Hashing(Hashing),
     /// Print a completion script
     Completion(Completion),
 }
@@ -100,7 +119,7 @@ pub enum Command {
 impl Command {
     /// Whether it serves others until it is stopped.
     pub fn serves(&self) -> bool {
-        matches!(self, Self::Up(_) | Self::Node(_) | Self::Balancer(_))
+        matches!(self, Self::Up(_) | Self::Node(_) | Self::Balancer(_) | Self::Serve(_))
     }
 }
 
@@ -109,12 +128,8 @@ pub struct Up {
     /// Number of nodes [default: 3, later those that are in the data directory]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=NODES_MAX))]
     pub nodes: Option<u32>,
-    /// Shards of the default keyspace, when the cluster is made
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub shards: u32,
-    /// Copies of each shard, when the cluster is made [default: 3, or the number of nodes if that is less]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=9))]
-    pub replicas: Option<u32>,
+    #[command(flatten)]
+    pub layout: Layout,
     /// Data directory; it is made when missing
     #[arg(long, default_value = "./shkv-data")]
     pub data: PathBuf,
@@ -128,7 +143,28 @@ pub struct Up {
     #[arg(long, default_value = "embedded")]
     pub spawn: Spawn,
     #[command(flatten)]
+    pub healing: Healing,
+    #[command(flatten)]
     pub tuning: Tuning,
+}
+
+/// The first layout of a cluster, when it is made.
+#[derive(Debug, Clone, Args)]
+pub struct Layout {
+    /// Shards of the default keyspace, when the cluster is made
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub shards: u32,
+    /// Copies of each shard that are wanted, when the cluster is made; there are fewer while there are fewer nodes [default: 3]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=9))]
+    pub replicas: Option<u32>,
+}
+
+/// How a balancer looks after nodes.
+#[derive(Debug, Clone, Args)]
+pub struct Healing {
+    /// How long a node must have been silent before it is replaced
+    #[arg(long, default_value = "10s", value_parser = timeout)]
+    pub replace_after: Duration,
 }
 
 /// How `up` runs its nodes.
@@ -163,17 +199,57 @@ pub struct Tuning {
     pub threads: Option<u32>,
 }
 
+/// Memory for rows and pages that all nodes of one process share, unless it is named.
+const MEMORY_SHARED_BYTES: u64 = 1 << 30;
+/// The least of each that a node can do with.
+const MEMORY_SHARE_BYTES_MIN: u64 = 4 << 20;
+/// From so many nodes on this machine on, each has a smaller share, and smaller segments of the log.
+const NODES_MANY: u64 = 9;
+/// A segment of the log of one of many nodes.
+const SEGMENT_BYTES_OF_MANY: u64 = 2 << 20;
+
+impl Tuning {
+    /// The budgets of each of `nodes` that share this machine: many nodes have to do with less, unless it is named.
+    pub fn shared_by(&self, nodes: usize) -> Self {
+        let nodes = nodes as u64;
+        if nodes < NODES_MANY {
+            return self.clone();
+        }
+        let share = (MEMORY_SHARED_BYTES / (2 * nodes)).max(MEMORY_SHARE_BYTES_MIN);
+        Self {
+            table_bytes: self.table_bytes.or(Some(share)),
+            cache_bytes: self.cache_bytes.or(Some(share)),
+            log_segment_bytes: self.log_segment_bytes.or(Some(SEGMENT_BYTES_OF_MANY)),
+            ..self.clone()
+        }
+    }
+
+    /// The arguments that say the same.
+    pub fn arguments(&self) -> Vec<String> {
+        let Self { table_bytes, cache_bytes, log_segment_bytes, log_retain_bytes, disk_reserve_bytes, threads } = self;
+        let named = [
+            ("--table-bytes", *table_bytes),
+            ("--cache-bytes", *cache_bytes),
+            ("--log-segment-bytes", *log_segment_bytes),
+            ("--log-retain-bytes", *log_retain_bytes),
+            ("--disk-reserve-bytes", *disk_reserve_bytes),
+            ("--threads", threads.map(u64::from)),
+        ];
+        let given = named.into_iter().filter_map(|(name, number)| Some((name, number?)));
+        given.flat_map(|(name, number)| [name.to_owned(), number.to_string()]).collect()
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct Node {
-    /// A label such as Server0; it stays with the data directory
-    #[arg(long, default_value = "Server0")]
-    pub name: String,
-    /// Data directory; it is made when missing
-    #[arg(long)]
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub member: Member,
     /// Where it listens; port 0 takes any
     #[arg(long, default_value = "127.0.0.1:7401")]
     pub listen: String,
+    /// Addresses of balancers at which the node registers, separated by commas
+    #[arg(long, value_delimiter = ',', value_parser = address)]
+    pub join: Vec<String>,
     /// Stop when standard input is closed
     #[arg(long)]
     pub exit_with_parent: bool,
@@ -181,26 +257,186 @@ pub struct Node {
     pub tuning: Tuning,
 }
 
+/// What a node is to the others.
+#[derive(Debug, Clone, Args)]
+pub struct Member {
+    /// A label such as Server0; it stays with the data directory
+    #[arg(long, default_value = "Server0")]
+    pub name: String,
+    /// Data directory; it is made when missing
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Where other members reach the node [default: where it listens]
+    #[arg(long, value_parser = address)]
+    pub advertise: Option<String>,
+    /// Where clients reach the node that are not in the members' network, if that differs
+    #[arg(long, value_parser = address)]
+    pub advertise_outside: Option<String>,
+    /// What fails together with this node: a rack, a zone. Replicas of a shard avoid sharing one
+    #[arg(long, default_value = "")]
+    pub domain: String,
+    /// How much it takes compared to other nodes
+    #[arg(long, default_value_t = CAPACITY_USUAL, value_parser = clap::value_parser!(u32).range(1..=i64::from(CAPACITY_MAX)))]
+    pub capacity: u32,
+    /// By which name a provisioner knows this node
+    #[arg(long, default_value = "", hide = true)]
+    pub instance: String,
+}
+
 #[derive(Debug, Args)]
 pub struct Balancer {
-    /// Addresses of nodes, separated by commas
-    #[arg(long, required = true, value_delimiter = ',', value_parser = address)]
+    /// Addresses of nodes, or of other balancers, separated by commas; nodes may also come by themselves (`node --join`)
+    #[arg(long, visible_alias = "join", value_delimiter = ',', value_parser = address)]
     pub nodes: Vec<String>,
     /// If the nodes are in no cluster yet: make one of all of them
     #[arg(long)]
     pub bootstrap: bool,
-    /// Shards of the default keyspace, when the cluster is made
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub shards: u32,
-    /// Copies of each shard, when the cluster is made [default: 3, or the number of nodes if that is less]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=9))]
-    pub replicas: Option<u32>,
+    /// How many nodes a new cluster waits for [default: as many as are named; with --spawn 3]
+    #[arg(long, requires = "bootstrap", value_parser = clap::value_parser!(u32).range(1..=NODES_MAX))]
+    pub expect: Option<u32>,
+    #[command(flatten)]
+    pub layout: Layout,
     /// Where it listens
     #[arg(long, default_value = "127.0.0.1:7400")]
     pub listen: String,
+    /// Where nodes and other balancers reach it [default: where it listens]
+    #[arg(long, value_parser = address)]
+    pub advertise: Option<String>,
     /// Where it listens for HTTP; not at all unless named
     #[arg(long)]
     pub http: Option<String>,
+    /// How it gets nodes
+    #[arg(long, default_value = "none")]
+    pub spawn: Provision,
+    /// Data directory of the nodes that it starts, with --spawn process
+    #[arg(long, required_if_eq("spawn", "process"))]
+    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub docker: Docker,
+    #[command(flatten)]
+    pub healing: Healing,
+    #[command(flatten)]
+    pub tuning: Tuning,
+}
+
+/// How a balancer gets nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Provision {
+    /// Not at all: nodes are started by somebody else, and join
+    None,
+    /// Each in a process of its own on this machine; they outlive the balancer
+    Process,
+    /// As containers of this machine's Docker engine. Whoever may use its socket is root on the machine
+    Docker,
+}
+
+/// The Docker engine, with `--spawn docker`.
+#[derive(Debug, Clone, Args)]
+pub struct Docker {
+    /// The engine's socket
+    #[arg(long, default_value = "/var/run/docker.sock")]
+    pub docker_socket: String,
+    /// Image of the nodes
+    #[arg(long, default_value = "shkv")]
+    pub docker_image: String,
+    /// Network of the nodes; the balancer must be in it
+    #[arg(long, default_value = "shkv")]
+    pub docker_network: String,
+    /// What the containers of this cluster have in common: first part of their names, and a label
+    #[arg(long, default_value = "shkv")]
+    pub docker_group: String,
+    /// Memory that a node may take, such as 512MiB
+    #[arg(long, value_parser = sizes::parse)]
+    pub docker_memory: Option<u64>,
+    /// Cores that a node may take, such as 1.5
+    #[arg(long, value_parser = cores)]
+    pub docker_cpus: Option<u32>,
+    /// Publish nodes on the host, from this address and port up, so that clients there reach them directly
+    #[arg(long, value_parser = address)]
+    pub docker_publish: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub member: Member,
+    /// Addresses of other members, separated by commas
+    #[arg(long, required_unless_present = "bootstrap", value_delimiter = ',', value_parser = address)]
+    pub join: Vec<String>,
+    /// Make a new cluster of this member alone, unless it is in one already; the others then join it
+    #[arg(long)]
+    pub bootstrap: bool,
+    #[command(flatten)]
+    pub layout: Layout,
+    /// Where the balancer listens: what others join, and clients connect to
+    #[arg(long, default_value = "127.0.0.1:7400")]
+    pub listen: String,
+    /// Where the node listens
+    #[arg(long, default_value = "127.0.0.1:7401")]
+    pub node_listen: String,
+    /// Where it listens for HTTP
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub http: String,
+    #[command(flatten)]
+    pub healing: Healing,
+    #[command(flatten)]
+    pub tuning: Tuning,
+}
+
+#[derive(Debug, Args)]
+pub struct Add {
+    /// How many [default: as many as are named, or 1]; those that are not named get random names
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=NODES_MAX))]
+    pub n: Option<u32>,
+    /// Names of the new nodes
+    pub names: Vec<String>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// How many [default: as many as are named]; those that are not named are those that have least
+    #[arg(long, required_unless_present = "names", value_parser = clap::value_parser!(u32).range(1..=NODES_MAX))]
+    pub n: Option<u32>,
+    /// Names or ids of nodes
+    pub names: Vec<String>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Debug, Args)]
+pub struct Drain {
+    /// Name or id of the node
+    pub node: String,
+    /// Let it be used again
+    #[arg(long)]
+    pub undo: bool,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Debug, Args)]
+pub struct Transfer {
+    /// Number of the shard
+    pub shard: u32,
+    /// Name or id of the node that is to lead it
+    pub node: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Hashing {
+    /// How many requests are sent
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub requests: u64,
+}
+
+/// How long to wait until a wish has come true.
+#[derive(Debug, Clone, Args)]
+pub struct Wait {
+    /// How long to wait until it has come true; 0s only writes it down
+    #[arg(long, default_value = "2m", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -290,6 +526,13 @@ fn address(text: &str) -> Result<String, String> {
     }
 }
 
+fn cores(text: &str) -> Result<u32, String> {
+    match text.parse::<f64>() {
+        Ok(cores) if (0.01..=10_000.0).contains(&cores) => Ok((cores * 1_000.0).round() as u32),
+        _ => Err("a number of cores, for example 0.5 or 2".into()),
+    }
+}
+
 fn timeout(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 500ms or 5s"))?;
     if time.is_zero() { Err("it must be more than nothing".into()) } else { Ok(time) }
@@ -370,7 +613,12 @@ mod tests {
             "shkv get k --token 12",
             "shkv get k --addr nowhere",
             "shkv get k --addr a:1,,b:2",
-            "shkv balancer",
+            "shkv balancer --spawn process",
+            "shkv balancer --expect 3",
+            "shkv serve --data d",
+            "shkv rm",
+            "shkv add --n 0",
+            "shkv node --data d --capacity 0",
             "shkv fly",
         ];
         for line in lines {

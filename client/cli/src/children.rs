@@ -1,9 +1,11 @@
-//! A node in a process of its own: the same binary with the command `node`. It ends with this process, because its
-//! standard input is a pipe that this process holds.
+//! A node in a process of its own: the same binary with the command `node`. Unless it is to outlive this process, it ends
+//! with it, because its standard input is a pipe that this process holds.
 
-use crate::args::Tuning;
 use crate::members::{Member, Told};
+use rustix::process::{Pid, Signal};
+use shkv_node::NodeLook;
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -13,6 +15,10 @@ use tokio::process::{ChildStdin, ChildStdout, Command};
 const START_TIME_MAX: Duration = Duration::from_secs(120);
 /// How long a node may take to stop before it is killed: it flushes what it has in memory.
 const STOP_TIME_MAX: Duration = Duration::from_secs(20);
+/// How often a node that is not our child is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// File in a node's data directory: what it told when it was started, for whoever finds it running.
+const TOLD: &str = "told.json";
 /// Longest first line of a node.
 const LINE_BYTES_MAX: u64 = 16 << 10;
 
@@ -31,10 +37,10 @@ impl Child {
         let binary = std::env::current_exe().map_err(|error| format!("where is this binary: {error}"))?;
         let mut process = Command::new(binary)
             .args(arguments(member))
-            .stdin(Stdio::piped())
+            .stdin(if member.outlive { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
             .process_group(0) // Ctrl-C is for us: nodes are stopped after the balancer
-            .kill_on_drop(true)
+            .kill_on_drop(!member.outlive)
             .spawn()
             .map_err(|error| format!("cannot start a process for {}: {error}", member.name))?;
         let stdin = process.stdin.take();
@@ -53,6 +59,10 @@ impl Child {
         }
         let told = serde_json::from_str(&line)
             .map_err(|error| format!("{} said {:?} instead of where it is: {error}", member.name, line.trim_end()))?;
+        if member.outlive {
+            std::fs::write(member.data.join(TOLD), &line)
+                .map_err(|error| format!("cannot write down where {} is: {error}", member.name))?;
+        }
         Ok((Self { process, _stdin: stdin, _stdout: stdout }, told))
     }
 
@@ -66,10 +76,8 @@ impl Child {
 
     /// Asks the process to stop, waits, and kills it when it takes too long.
     pub async fn stop(mut self) {
-        let pid = self.process.id().and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?));
-        if let Some(pid) = pid {
-            // A process that has just ended is not there to be asked; waiting for it then ends at once.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        if let Some(pid) = self.process.id() {
+            signal(pid, Signal::TERM);
         }
         if tokio::time::timeout(STOP_TIME_MAX, self.process.wait()).await.is_err() {
             tracing::warn!(pid = self.process.id(), "the node did not stop within {STOP_TIME_MAX:?} and is killed");
@@ -78,45 +86,93 @@ impl Child {
     }
 }
 
-fn arguments(member: &Member) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = ["node", "--listen", "127.0.0.1:0", "--exit-with-parent", "--output", "json"]
-        .into_iter()
-        .map(OsString::from)
-        .collect();
-    arguments.extend(["--name".into(), OsString::from(&member.name), "--data".into(), member.data.clone().into()]);
-    let Tuning { table_bytes, cache_bytes, log_segment_bytes, log_retain_bytes, disk_reserve_bytes, threads } =
-        member.tuning;
-    let named = [
-        ("--table-bytes", table_bytes),
-        ("--cache-bytes", cache_bytes),
-        ("--log-segment-bytes", log_segment_bytes),
-        ("--log-retain-bytes", log_retain_bytes),
-        ("--disk-reserve-bytes", disk_reserve_bytes),
-        ("--threads", threads.map(u64::from)),
-    ];
-    for (name, number) in named {
-        if let Some(number) = number {
-            arguments.extend([name.into(), number.to_string().into()]);
+/// A node that was started by a process that is gone.
+pub struct Adopted {
+    data: PathBuf,
+    pid: u32,
+}
+
+impl Adopted {
+    /// The node that runs on a data directory.
+    pub fn at(data: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(data.join(TOLD)).map_err(|error| {
+            format!("a node runs in {} that was not started by a balancer: {error}", data.display())
+        })?;
+        let told: Told = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", data.display()))?;
+        Ok(Self { data: data.to_owned(), pid: told.pid })
+    }
+
+    /// Waits until it has ended. Cancelling it loses nothing.
+    pub async fn ended(&self) -> String {
+        while self.runs() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        "it runs no more".into()
+    }
+
+    /// Asks it to stop, waits, and kills it when it takes too long.
+    pub async fn stop(self) {
+        for (name, time) in [(Signal::TERM, STOP_TIME_MAX), (Signal::KILL, LOOK_EVERY)] {
+            if self.runs() {
+                signal(self.pid, name);
+                let _ = tokio::time::timeout(time, self.ended()).await; // if not, the next signal is stronger
+            }
         }
     }
+
+    /// Whether a process holds the data directory: its number alone may by now be another process's.
+    fn runs(&self) -> bool {
+        matches!(NodeLook::at(&self.data), Ok(Some(look)) if look.running)
+    }
+}
+
+/// Sends a signal. A process that has just ended is not there to take it, which is as good.
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+fn arguments(member: &Member) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> =
+        ["node", "--listen", "127.0.0.1:0", "--output", "json"].into_iter().map(OsString::from).collect();
+    if !member.outlive {
+        arguments.push("--exit-with-parent".into());
+    }
+    if !member.join.is_empty() {
+        arguments.extend(["--join".into(), member.join.join(",").into()]);
+    }
+    arguments.extend(["--instance".into(), OsString::from(&member.instance)]);
+    arguments.extend(["--name".into(), OsString::from(&member.name), "--data".into(), member.data.clone().into()]);
+    arguments.extend(member.tuning.arguments().into_iter().map(OsString::from));
     arguments
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::{Cli, Command as Asked, Output, Spawn};
+    use crate::args::{Cli, Command as Asked, Output, Spawn, Tuning};
     use clap::Parser;
 
     #[test]
     fn a_child_understands_its_arguments() {
         let tuning = Tuning { table_bytes: Some(1 << 20), log_retain_bytes: Some(5), ..Tuning::default() };
-        let member = Member { name: "Server7".into(), data: "/d".into(), spawn: Spawn::Process, tuning };
+        let member = Member {
+            name: "Server7".into(),
+            data: "/d".into(),
+            spawn: Spawn::Process,
+            tuning,
+            instance: "Server7.2".into(),
+            join: vec!["a:1".into(), "b:2".into()],
+            outlive: false,
+        };
         let line = std::iter::once(OsString::from("shkv")).chain(arguments(&member));
         let cli = Cli::try_parse_from(line).unwrap();
         assert_eq!(cli.global.output, Output::Json);
         let Asked::Node(node) = cli.command else { panic!("not a node") };
-        assert_eq!((node.name.as_str(), node.listen.as_str(), node.exit_with_parent), ("Server7", "127.0.0.1:0", true));
+        assert_eq!((node.member.name.as_str(), node.member.instance.as_str()), ("Server7", "Server7.2"));
+        assert_eq!((node.listen.as_str(), node.exit_with_parent), ("127.0.0.1:0", true));
+        assert_eq!(node.join, ["a:1", "b:2"]);
         assert_eq!((node.tuning.table_bytes, node.tuning.log_retain_bytes), (Some(1 << 20), Some(5)));
         assert_eq!(node.tuning.cache_bytes, None);
     }

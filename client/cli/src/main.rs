@@ -3,9 +3,12 @@
 
 mod args;
 mod children;
+mod hashing;
 mod load;
 mod loading;
+mod local;
 mod members;
+mod operate;
 mod outcome;
 mod output;
 mod point;
@@ -20,6 +23,7 @@ mod up;
 use args::{Cli, Command};
 use clap::CommandFactory;
 use outcome::{Ending, Trouble};
+use status::What;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -51,13 +55,22 @@ async fn run(cli: Cli) -> Result<Ending, Trouble> {
         Command::Up(args) => up::run(global, args).await,
         Command::Node(args) => roles::node(global, args).await,
         Command::Balancer(args) => roles::balancer(global, args).await,
+        Command::Serve(args) => roles::serve(global, args).await,
         Command::Put(args) => point::put(global, args).await,
         Command::Get(args) => point::get(global, args).await,
         Command::Del(args) => point::del(global, args).await,
         Command::Range(args) => range::range(global, args).await,
         Command::Count(args) => range::count(global, args).await,
         Command::Load(args) => load::run(global, args).await,
-        Command::Status => status::run(global).await,
+        Command::Status => status::run(global, What::All).await,
+        Command::Nodes => status::run(global, What::Nodes).await,
+        Command::Shards => status::run(global, What::Shards).await,
+        Command::Add(args) => operate::add(global, args).await,
+        Command::Rm(args) => operate::rm(global, args).await,
+        Command::Drain(args) => operate::drain(global, args).await,
+        Command::Transfer(args) => operate::transfer(global, args).await,
+        Command::Ping => operate::ping(global).await,
+        Command::Hashing(args) => hashing::run(global, &args),
         Command::Completion(args) => output::completion(args.shell, Cli::command()),
     }
 }

@@ -3,12 +3,12 @@
 #![expect(clippy::disallowed_methods, reason = "a shell: waits before a node is started again, and tells the time")]
 
 use crate::args::{Spawn, Tuning};
-use crate::children::Child;
+use crate::children::{Adopted, Child};
 use crate::roles::tuning_of;
 use serde::{Deserialize, Serialize};
-use shkv_node::{Node, NodeConfig};
+use shkv_node::{Node, NodeConfig, NodeLook};
 use shkv_proto::NodeId;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -29,6 +29,12 @@ pub struct Member {
     pub data: PathBuf,
     pub spawn: Spawn,
     pub tuning: Tuning,
+    /// By which name the provisioner knows it.
+    pub instance: String,
+    /// Addresses of balancers at which it registers.
+    pub join: Vec<String>,
+    /// Whether it goes on when this process ends.
+    pub outlive: bool,
 }
 
 /// What a node that has started tells of itself: the first line that `shkv node --output json` prints.
@@ -53,6 +59,7 @@ impl Told {
 pub enum Running {
     Embedded(Box<Node>),
     Process(Box<Child>),
+    Adopted(Adopted),
 }
 
 impl Member {
@@ -61,10 +68,10 @@ impl Member {
         match self.spawn {
             Spawn::Embedded => {
                 let config = NodeConfig {
-                    name: self.name.clone(),
-                    data: self.data.clone(),
-                    listen: "127.0.0.1:0".into(),
+                    join: self.join.clone(),
+                    instance: self.instance.clone(),
                     tuning: tuning_of(&self.tuning),
+                    ..NodeConfig::new(&self.name, &self.data, "127.0.0.1:0")
                 };
                 let node = Node::start(config).await.map_err(|error| error.to_string())?;
                 let told = told_of(&node, &self.name, &self.data);
@@ -88,6 +95,9 @@ impl Member {
                     why = now.ended() => why,
                     () = stop.cancelled() => return now.stop().await,
                 };
+                if let Ok(Some(NodeLook { retired: Some(reason), .. })) = NodeLook::at(&self.data) {
+                    return info!(node = self.name, reason, "the node is of the cluster no more");
+                }
                 warn!(node = self.name, why, "the node has ended by itself and is started again");
                 drop(now); // not stopped: what has failed has nothing left to finish, and its log recovers it
                 if since.elapsed() > RAN_WELL {
@@ -117,6 +127,7 @@ impl Running {
         match self {
             Self::Embedded(node) => node.failed().await,
             Self::Process(child) => child.ended().await,
+            Self::Adopted(adopted) => adopted.ended().await,
         }
     }
 
@@ -125,12 +136,18 @@ impl Running {
         match self {
             Self::Embedded(node) => node.stop().await,
             Self::Process(child) => child.stop().await,
+            Self::Adopted(adopted) => adopted.stop().await,
         }
+    }
+
+    /// The node that runs on a data directory, started by a process that is gone.
+    pub fn adopted(data: &Path) -> Result<Self, String> {
+        Adopted::at(data).map(Self::Adopted)
     }
 }
 
 /// What a node of this process has to tell.
-pub fn told_of(node: &Node, name: &str, data: &std::path::Path) -> Told {
+pub fn told_of(node: &Node, name: &str, data: &Path) -> Told {
     Told {
         name: name.to_owned(),
         id: node.id().to_string(),

@@ -64,7 +64,9 @@ impl Trouble {
 
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Client(Error::Refused { .. }) | Self::Usage(_) | Self::Failed(_) => EXIT_REFUSED,
+            Self::Client(Error::Refused { .. } | Error::Condition { .. }) | Self::Usage(_) | Self::Failed(_) => {
+                EXIT_REFUSED
+            }
             Self::Client(Error::Unavailable { .. }) | Self::Stopped(_) => EXIT_UNAVAILABLE,
             Self::Client(Error::Unknown { .. }) => EXIT_UNKNOWN,
             Self::ClosedPipe => 0,
@@ -74,6 +76,7 @@ impl Trouble {
     fn kind(&self) -> &'static str {
         match self {
             Self::Client(Error::Refused { .. }) => "refused",
+            Self::Client(Error::Condition { .. }) => "condition",
             Self::Client(Error::Unavailable { .. }) => "unavailable",
             Self::Client(Error::Unknown { .. }) => "unknown",
             Self::Usage(_) => "usage",
@@ -92,7 +95,9 @@ impl Trouble {
                          or SHKV_ADDR"
                     )
                 }
-                Error::Refused { .. } | Error::Unavailable { .. } | Error::Unknown { .. } => error.to_string(),
+                Error::Refused { .. } | Error::Condition { .. } | Error::Unavailable { .. } | Error::Unknown { .. } => {
+                    error.to_string()
+                }
             },
             Self::Usage(text) | Self::Failed(text) | Self::Stopped(text) => text.clone(),
             Self::ClosedPipe => String::new(),
@@ -123,6 +128,11 @@ pub fn code_name(code: RefusalCode) -> &'static str {
         RefusalCode::DiskFull => "disk_full",
         RefusalCode::NotBootstrapped => "not_bootstrapped",
         RefusalCode::Conflict => "conflict",
+        RefusalCode::NotFound => "not_found",
+        RefusalCode::Exists => "exists",
+        RefusalCode::WouldLose => "would_lose",
+        RefusalCode::Retired => "retired",
+        RefusalCode::Unsupported => "unsupported",
     }
 }
 

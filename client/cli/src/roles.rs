@@ -1,16 +1,23 @@
-//! The commands that run one role of a cluster in this process: node and balancer. Also how a server is told to stop.
+//! The commands that run one role of a cluster in this process, or both: node, balancer, serve. Also how a server is told
+//! to stop.
 
 #![expect(clippy::disallowed_methods, reason = "a shell: a thread waits for the end of standard input")]
 
 use crate::args;
-use crate::args::{Global, Output};
+use crate::args::{Global, Output, Provision, Spawn};
+use crate::local::{Local, found_in};
 use crate::members::told_of;
 use crate::outcome::{Ending, Trouble};
 use crate::output::Out;
 use serde_json::json;
+use shkv_balancer::provision::docker::{DockerConfig, DockerProvisioner};
+use shkv_balancer::provision::{NoProvisioner, Provisioner, Spec};
 use shkv_balancer::{Balancer, BalancerConfig, Bootstrap};
 use shkv_node::{Node, NodeConfig, Tuning};
+use shkv_proto::ClusterId;
 use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -18,8 +25,10 @@ use tracing::info;
 
 /// How long a cluster may take until every shard has a leader.
 pub const READY_TIME_MAX: Duration = Duration::from_secs(60);
-/// Copies of each shard unless said otherwise and where there are as many nodes.
+/// Copies of each shard that are wanted unless said otherwise.
 const REPLICAS: u32 = 3;
+/// Nodes that a balancer starts for a new cluster unless said otherwise.
+const NODES: u32 = 3;
 
 /// The signals that ask a server to stop.
 pub struct Signals {
@@ -59,28 +68,33 @@ pub fn tuning_of(args: &args::Tuning) -> Tuning {
     }
 }
 
-/// The first layout of a cluster of this many nodes.
-pub fn bootstrap(shards: u32, replicas: Option<u32>, nodes: usize) -> Result<Bootstrap, Trouble> {
-    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
-    let replicas = replicas.unwrap_or(REPLICAS.min(nodes));
-    if replicas > nodes {
-        return Err(Trouble::Usage(format!("{replicas} replicas need as many nodes, there are {nodes}")));
+/// The first layout of a cluster.
+pub fn bootstrap(layout: &args::Layout) -> Bootstrap {
+    Bootstrap { shards: layout.shards, replicas: layout.replicas.unwrap_or(REPLICAS) }
+}
+
+/// What a node needs to start.
+fn node_config(member: &args::Member, listen: &str, join: Vec<String>, tuning: &args::Tuning) -> NodeConfig {
+    NodeConfig {
+        join,
+        advertise: member.advertise.clone(),
+        advertise_outside: member.advertise_outside.clone(),
+        domain: member.domain.clone(),
+        capacity: member.capacity,
+        instance: member.instance.clone(),
+        tuning: tuning_of(tuning),
+        ..NodeConfig::new(&member.name, &member.data, listen)
     }
-    Ok(Bootstrap { shards, replicas })
 }
 
 /// `node`
 pub async fn node(global: &Global, args: args::Node) -> Result<Ending, Trouble> {
     let mut signals = Signals::new()?;
     let parent_gone = if args.exit_with_parent { Some(end_of_stdin()) } else { None };
-    let config = NodeConfig {
-        name: args.name.clone(),
-        data: args.data.clone(),
-        listen: args.listen.clone(),
-        tuning: tuning_of(&args.tuning),
-    };
+    let args::Node { member, listen, join, tuning, .. } = args;
+    let config = node_config(&member, &listen, join, &tuning);
     let node = Node::start(config).await.map_err(|error| Trouble::Failed(error.to_string()))?;
-    let told = told_of(&node, &args.name, &args.data);
+    let told = told_of(&node, &member.name, &member.data);
     let mut out = Out::new();
     match global.output {
         Output::Text => out.line(&format!(
@@ -106,27 +120,48 @@ pub async fn node(global: &Global, args: args::Node) -> Result<Ending, Trouble> 
 /// `balancer`
 pub async fn balancer(global: &Global, args: args::Balancer) -> Result<Ending, Trouble> {
     let mut signals = Signals::new()?;
-    let first_layout = bootstrap(args.shards, args.replicas, args.nodes.len())?;
+    let nodes_of_ours = OwnNodes::of(&args).await?;
+    let provisioner = nodes_of_ours.provisioner();
+    let join = vec![args.advertise.clone().unwrap_or_else(|| args.listen.clone())];
+    if provisioner.can_start() && join[0].ends_with(":0") {
+        return Err(Trouble::Usage(
+            "nodes that are started by this balancer must know its port: name one by --listen".into(),
+        ));
+    }
+    let expect = args.expect.unwrap_or(if args.bootstrap && provisioner.can_start() { NODES } else { 0 });
     let config = BalancerConfig {
-        listen: args.listen,
-        http: args.http,
-        nodes: args.nodes,
-        bootstrap: args.bootstrap.then_some(first_layout),
+        http: args.http.clone(),
+        nodes: args.nodes.clone(),
+        advertise: args.advertise.clone(),
+        bootstrap: args.bootstrap.then(|| bootstrap(&args.layout)),
+        expect: expect as usize,
+        replace_after: args.healing.replace_after,
+        cluster: nodes_of_ours.cluster().await?,
+        provisioner: provisioner.clone(),
+        ..BalancerConfig::new(&args.listen)
     };
-    let balancer = Balancer::start(config).await.map_err(|error| Trouble::Failed(error.to_string()))?;
+    let cluster = config.cluster;
+    let starting = async {
+        match (cluster, provisioner.can_start()) {
+            (Some(cluster), true) => nodes_of_ours.start(cluster, &join, if args.bootstrap { expect } else { 0 }).await,
+            _ => Ok(()),
+        }
+    };
+    let balancing = async { Balancer::start(config).await.map_err(|error| Trouble::Failed(error.to_string())) };
+    let balancer = tokio::select! { // what is dropped half started is found again at the next start
+        both = async { tokio::try_join!(balancing, starting) } => both?.0,
+        () = signals.next() => return Ok(Ending::Done),
+    };
+    let ended = serve_balancer(global, &balancer, &mut signals).await;
+    balancer.stop().await;
+    ended
+}
+
+/// Waits until the cluster is ready, says so, and goes on until a signal.
+async fn serve_balancer(global: &Global, balancer: &Balancer, signals: &mut Signals) -> Result<Ending, Trouble> {
     let cluster = tokio::select! { // both arms are cancel-safe
-        ready = balancer.ready(READY_TIME_MAX) => ready,
-        () = signals.next() => {
-            balancer.stop().await;
-            return Ok(Ending::Done);
-        }
-    };
-    let cluster = match cluster {
-        Ok(cluster) => cluster,
-        Err(error) => {
-            balancer.stop().await;
-            return Err(Trouble::Stopped(error.to_string()));
-        }
+        ready = balancer.ready(READY_TIME_MAX) => ready.map_err(|error| Trouble::Stopped(error.to_string()))?,
+        () = signals.next() => return Ok(Ending::Done),
     };
     let (addr, http) = (balancer.addr(), balancer.http_addr());
     let mut out = Out::new();
@@ -143,8 +178,134 @@ pub async fn balancer(global: &Global, args: args::Balancer) -> Result<Ending, T
     out.flush()?;
     drop(out);
     signals.next().await;
-    balancer.stop().await;
     Ok(Ending::Done)
+}
+
+/// `serve`: the node first, because the balancer looks for it; the balancer stops first, because it needs the node.
+pub async fn serve(global: &Global, args: args::Serve) -> Result<Ending, Trouble> {
+    let mut signals = Signals::new()?;
+    let config = node_config(&args.member, &args.node_listen, args.join.clone(), &args.tuning);
+    let node = Node::start(config).await.map_err(|error| Trouble::Failed(error.to_string()))?;
+    let advertise = args.member.advertise.as_deref().and_then(|addr| addr.rsplit_once(':'));
+    let advertise = advertise.and_then(|(host, _)| Some(format!("{host}:{}", args.listen.rsplit_once(':')?.1)));
+    let config = BalancerConfig {
+        http: Some(args.http.clone()),
+        nodes: std::iter::once(node.addr().to_string()).chain(args.join.iter().cloned()).collect(),
+        advertise,
+        bootstrap: args.bootstrap.then(|| bootstrap(&args.layout)),
+        expect: usize::from(args.bootstrap),
+        replace_after: args.healing.replace_after,
+        ..BalancerConfig::new(&args.listen)
+    };
+    let started = tokio::select! { // what is dropped half started is found again at the next start
+        started = Balancer::start(config) => started.map_err(|error| Trouble::Failed(error.to_string())),
+        why = node.failed() => Err(Trouble::Stopped(why)),
+        () = signals.next() => {
+            node.stop().await;
+            return Ok(Ending::Done);
+        }
+    };
+    let ended = match started {
+        Ok(balancer) => {
+            let ended = tokio::select! { // dropping the first arm loses nothing: the balancer is stopped below
+                ended = serve_balancer(global, &balancer, &mut signals) => ended,
+                why = node.failed() => Err(Trouble::Stopped(why)),
+            };
+            balancer.stop().await;
+            ended
+        }
+        Err(error) => Err(error),
+    };
+    node.stop().await;
+    ended
+}
+
+/// The nodes that a balancer starts, by the provisioner that was asked for.
+enum OwnNodes {
+    None(Arc<NoProvisioner>),
+    Process(Arc<Local>, PathBuf),
+    Docker(Arc<DockerProvisioner>),
+}
+
+impl OwnNodes {
+    async fn of(args: &args::Balancer) -> Result<Self, Trouble> {
+        match (args.spawn, &args.data) {
+            (Provision::Process, Some(data)) => {
+                let data = std::path::absolute(data).map_err(|error| Trouble::Failed(error.to_string()))?;
+                std::fs::create_dir_all(&data).map_err(|error| {
+                    Trouble::Failed(format!("cannot make the data directory {}: {error}", data.display()))
+                })?;
+                let (local, _moved) = Local::new(data.clone(), Spawn::Process, args.tuning.clone(), true);
+                Ok(Self::Process(Arc::new(local), data))
+            }
+            (Provision::Docker, _) => {
+                let config = docker_config(&args.docker, &args.tuning)?;
+                let docker = DockerProvisioner::connect(config).await;
+                Ok(Self::Docker(Arc::new(docker.map_err(|error| Trouble::Failed(error.to_string()))?)))
+            }
+            (Provision::None | Provision::Process, _) => Ok(Self::None(Arc::new(NoProvisioner))),
+        }
+    }
+
+    fn provisioner(&self) -> Arc<dyn Provisioner> {
+        match self {
+            Self::None(none) => none.clone(),
+            Self::Process(local, _) => local.clone(),
+            Self::Docker(docker) => docker.clone(),
+        }
+    }
+
+    /// The cluster of the nodes that are there; a new id if there are none and they are to be started.
+    async fn cluster(&self) -> Result<Option<ClusterId>, Trouble> {
+        let found = match self {
+            Self::None(_) => return Ok(None),
+            Self::Process(_, data) => found_in(data).map(|found| found.iter().find_map(|found| found.cluster)),
+            Self::Docker(docker) => docker.cluster().await.map_err(|error| error.to_string()),
+        };
+        Ok(Some(found.map_err(Trouble::Failed)?.unwrap_or_else(|| ClusterId(rand::random()))))
+    }
+
+    /// Starts those that are there and do not run; if there are none, `count` new ones.
+    async fn start(&self, cluster: ClusterId, join: &[String], count: u32) -> Result<(), Trouble> {
+        let provisioner = self.provisioner();
+        let failed = |error: String| Trouble::Failed(error);
+        if let Self::Process(local, data) = self {
+            for found in found_in(data).map_err(failed)?.iter().filter(|found| found.running) {
+                local.adopt(found, join).map_err(failed)?;
+            }
+        }
+        let mut specs: Vec<Spec> = Vec::new();
+        let there = provisioner.list(cluster).await.map_err(|error| failed(error.to_string()))?;
+        let spec = |instance: String, name: String| Spec { cluster, instance, name, join: join.to_vec() };
+        if there.is_empty() {
+            specs.extend((0..count).map(|n| spec(format!("Server{n}"), format!("Server{n}"))));
+        }
+        specs.extend(there.into_iter().filter(|there| !there.running).map(|there| spec(there.instance, there.name)));
+        for spec in specs {
+            provisioner.start(&spec).await.map_err(|error| failed(error.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+fn docker_config(args: &args::Docker, tuning: &args::Tuning) -> Result<DockerConfig, Trouble> {
+    let publish = match args.docker_publish.as_deref().and_then(|addr| addr.rsplit_once(':')) {
+        Some((host, port)) => {
+            let port = port.parse().map_err(|_| Trouble::Usage(format!("--docker-publish: {port} is no port")))?;
+            Some((host.to_owned(), port))
+        }
+        None => None,
+    };
+    Ok(DockerConfig {
+        socket: args.docker_socket.clone(),
+        group: args.docker_group.clone(),
+        image: args.docker_image.clone(),
+        network: args.docker_network.clone(),
+        memory_bytes: args.docker_memory,
+        cpu_millis: args.docker_cpus,
+        publish,
+        node_args: tuning.arguments(),
+    })
 }
 
 /// Told when standard input is at its end. A thread of its own reads it: the runtime would wait for a read of its own

@@ -1,56 +1,87 @@
 //! The command that runs a whole cluster on this machine: nodes, and a balancer in this process.
 
 use crate::args::{Global, Output, Up};
-use crate::members::{Member, Running, Told};
+use crate::local::{Found, Local, found_in};
+use crate::members::Told;
 use crate::outcome::{Ending, Trouble};
 use crate::output::Out;
 use crate::roles::{READY_TIME_MAX, Signals, bootstrap};
 use serde_json::json;
 use shkv_balancer::{Balancer, BalancerConfig};
 use shkv_proto::ClusterId;
-use std::io::ErrorKind;
-use std::path::Path;
+use std::sync::Arc;
 use tokio::sync::mpsc;
-use tokio::task::{JoinSet, LocalSet};
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinSet;
 
-/// How the data directory of a node is called, with a number behind.
+/// How a node is called when it is not named, with a number behind.
 const NODE_NAME: &str = "Server";
 /// Nodes when there is no data yet and none are named.
 const NODES: u32 = 3;
-/// Restarted nodes that may wait to be told to the balancer.
-const MOVED_MAX: usize = 64;
 
 /// `up`
 pub async fn run(global: &Global, args: Up) -> Result<Ending, Trouble> {
-    // The tasks that keep nodes running stay on this thread: waiting for a node's end need not be `Send`.
-    LocalSet::new().run_until(up(global, args)).await
-}
-
-async fn up(global: &Global, args: Up) -> Result<Ending, Trouble> {
     let mut signals = Signals::new()?;
     let members = members(&args)?;
-    let first_layout = bootstrap(args.shards, args.replicas, members.len())?;
-    let mut nodes = tokio::select! { // what is dropped half started is found again at the next start
-        nodes = Nodes::start(members) => nodes?,
+    let data = std::path::absolute(&args.data) // what is told holds wherever it is read
+        .map_err(|error| Trouble::Failed(format!("where is {}: {error}", args.data.display())))?;
+    std::fs::create_dir_all(&data)
+        .map_err(|error| Trouble::Failed(format!("cannot make the data directory {}: {error}", data.display())))?;
+    let tuning = args.tuning.shared_by(members.len());
+    let (local, mut moved) = Local::new(data, args.spawn, tuning, false);
+    let local = Arc::new(local);
+    let told = tokio::select! { // what is dropped half started is found again at the next start
+        told = start_all(&local, members) => told,
         () = signals.next() => return Ok(Ending::Done),
     };
-    let config = BalancerConfig {
-        listen: args.listen.clone(),
-        http: Some(args.http.clone()),
-        nodes: nodes.told.iter().map(|told| told.addr.clone()).collect(),
-        bootstrap: Some(first_layout),
+    let ended = match told {
+        Ok(told) => balance(global, &args, &local, &told, &mut moved, &mut signals).await,
+        Err(error) => Err(error),
     };
-    let balancer = match Balancer::start(config).await {
-        Ok(balancer) => balancer,
-        Err(error) => {
-            nodes.stop().await;
-            return Err(Trouble::Failed(error.to_string()));
+    drop(moved); // or a node that was just started again would wait to be told
+    local.stop().await;
+    ended
+}
+
+/// Starts all at the same time, and tells of them in their order.
+async fn start_all(local: &Arc<Local>, members: Vec<Found>) -> Result<Vec<Told>, Trouble> {
+    let mut starting = JoinSet::new();
+    for (at, member) in members.into_iter().enumerate() {
+        let local = local.clone();
+        starting.spawn(async move { (at, local.run(&member.instance, &member.name, &[]).await) });
+    }
+    let mut told = Vec::new();
+    let mut wrong = None;
+    while let Some(joined) = starting.join_next().await {
+        match joined {
+            Ok((at, Ok(node))) => told.push((at, node)),
+            Ok((_, Err(error))) => wrong = Some(error),
+            Err(error) => wrong = Some(error.to_string()),
         }
+    }
+    told.sort_by_key(|(at, _)| *at);
+    wrong.map_or_else(|| Ok(told.into_iter().map(|(_, node)| node).collect()), |wrong| Err(Trouble::Failed(wrong)))
+}
+
+/// Runs the balancer over the nodes, until a signal.
+async fn balance(
+    global: &Global,
+    args: &Up,
+    local: &Arc<Local>,
+    told: &[Told],
+    moved: &mut mpsc::Receiver<Told>,
+    signals: &mut Signals,
+) -> Result<Ending, Trouble> {
+    let config = BalancerConfig {
+        http: Some(args.http.clone()),
+        nodes: told.iter().map(|told| told.addr.clone()).collect(),
+        bootstrap: Some(bootstrap(&args.layout)),
+        replace_after: args.healing.replace_after,
+        provisioner: local.clone(),
+        ..BalancerConfig::new(&args.listen)
     };
-    let ended = serve(global, &balancer, &mut nodes, &mut signals).await;
+    let balancer = Balancer::start(config).await.map_err(|error| Trouble::Failed(error.to_string()))?;
+    let ended = serve(global, &balancer, told, moved, signals).await;
     balancer.stop().await; // before the nodes: what it has in hand still needs them
-    nodes.stop().await;
     ended
 }
 
@@ -58,7 +89,8 @@ async fn up(global: &Global, args: Up) -> Result<Ending, Trouble> {
 async fn serve(
     global: &Global,
     balancer: &Balancer,
-    nodes: &mut Nodes,
+    told: &[Told],
+    moved: &mut mpsc::Receiver<Told>,
     signals: &mut Signals,
 ) -> Result<Ending, Trouble> {
     let ready = balancer.ready(READY_TIME_MAX);
@@ -69,9 +101,9 @@ async fn serve(
             cluster = &mut ready, if waiting => {
                 waiting = false;
                 let cluster = cluster.map_err(|error| Trouble::Stopped(error.to_string()))?;
-                say_ready(global.output, balancer, &nodes.told, cluster)?;
+                say_ready(global.output, balancer, told, cluster)?;
             }
-            told = nodes.moved.recv() => {
+            told = moved.recv() => {
                 if let Some(told) = told && let Ok(node) = told.node() {
                     balancer.node_moved(node, told.addr);
                 }
@@ -81,100 +113,35 @@ async fn serve(
     }
 }
 
-/// The nodes that `up` keeps running.
-struct Nodes {
-    /// What they told of themselves at the start, in the order of their names.
-    told: Vec<Told>,
-    moved: mpsc::Receiver<Told>,
-    stop: CancellationToken,
-    kept: JoinSet<()>,
-}
-
-impl Nodes {
-    /// Starts all at the same time. If one does not start, the others are stopped again.
-    async fn start(members: Vec<Member>) -> Result<Self, Trouble> {
-        let mut starting = JoinSet::new();
-        for (at, member) in members.into_iter().enumerate() {
-            starting.spawn(async move {
-                let started = member.start().await;
-                (at, member, started)
-            });
-        }
-        let mut running: Vec<(usize, Member, Running, Told)> = Vec::new();
-        let mut wrong = None;
-        while let Some(joined) = starting.join_next().await {
-            match joined {
-                Ok((at, member, Ok((node, told)))) => running.push((at, member, node, told)),
-                Ok((_, member, Err(error))) => wrong = Some(format!("{}: {error}", member.name)),
-                Err(error) => wrong = Some(error.to_string()),
-            }
-        }
-        running.sort_by_key(|(at, ..)| *at);
-        let (sender, moved) = mpsc::channel(MOVED_MAX);
-        let mut nodes = Self { told: Vec::new(), moved, stop: CancellationToken::new(), kept: JoinSet::new() };
-        for (_, member, node, told) in running {
-            nodes.told.push(told);
-            nodes.kept.spawn_local(member.keep(node, sender.clone(), nodes.stop.clone()));
-        }
-        match wrong {
-            None => Ok(nodes),
-            Some(wrong) => {
-                nodes.stop().await;
-                Err(Trouble::Failed(wrong))
-            }
-        }
-    }
-
-    /// Stops all at the same time.
-    async fn stop(mut self) {
-        self.stop.cancel();
-        drop(self.moved); // or a node that was just started again would wait to be told
-        while self.kept.join_next().await.is_some() {}
-    }
-}
-
 /// The nodes to start: those that are in the data directory; if there are none, as many as are asked for.
-fn members(args: &Up) -> Result<Vec<Member>, Trouble> {
-    let found = found_in(&args.data)?;
-    let numbers = match (found.as_slice(), args.nodes) {
-        ([], asked) => (0..asked.unwrap_or(NODES)).collect(),
-        (found, Some(asked)) if found.len() != asked as usize => {
+fn members(args: &Up) -> Result<Vec<Found>, Trouble> {
+    let mut found = found_in(&args.data).map_err(Trouble::Failed)?;
+    found.retain(|found| match &found.retired {
+        Some(why) => {
+            tracing::warn!(instance = found.instance, why, "a node that is of the cluster no more is not started");
+            false
+        }
+        None => true,
+    });
+    match args.nodes {
+        Some(asked) if !found.is_empty() && found.len() != asked as usize => {
             return Err(Trouble::Usage(format!(
                 "{} holds {} nodes, --nodes says {asked}; leave --nodes out, or name another --data directory",
                 args.data.display(),
                 found.len()
             )));
         }
-        _ => found,
-    };
-    std::fs::create_dir_all(&args.data)
-        .map_err(|error| Trouble::Failed(format!("cannot make the data directory {}: {error}", args.data.display())))?;
-    let directory = std::path::absolute(&args.data) // what is told holds wherever it is read
-        .map_err(|error| Trouble::Failed(format!("where is {}: {error}", args.data.display())))?;
-    let member = |number| {
-        let name = format!("{NODE_NAME}{number}");
-        let data = directory.join(&name);
-        Member { name, data, spawn: args.spawn, tuning: args.tuning.clone() }
-    };
-    Ok(numbers.into_iter().map(member).collect())
-}
-
-/// The numbers of the nodes whose data is in a directory, in order.
-fn found_in(data: &Path) -> Result<Vec<u32>, Trouble> {
-    let entries = match std::fs::read_dir(data) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => {
-            return Err(Trouble::Failed(format!("cannot read the data directory {}: {error}", data.display())));
-        }
-    };
-    let mut numbers: Vec<u32> = entries
-        .filter_map(Result::ok)
-        .filter(|entry| entry.path().is_dir())
-        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(NODE_NAME)?.parse().ok())
-        .collect();
-    numbers.sort_unstable();
-    Ok(numbers)
+        asked if found.is_empty() => found.extend((0..asked.unwrap_or(NODES)).map(|number| {
+            let name = format!("{NODE_NAME}{number}");
+            Found { instance: name.clone(), name, cluster: None, retired: None, running: false }
+        })),
+        _ => {}
+    }
+    if let Some(replicas) = args.layout.replicas.filter(|replicas| *replicas as usize > found.len()) {
+        let text = format!("{replicas} replicas need as many nodes, there are {}", found.len());
+        return Err(Trouble::Usage(text));
+    }
+    Ok(found)
 }
 
 fn say_ready(output: Output, balancer: &Balancer, nodes: &[Told], cluster: ClusterId) -> Result<(), Trouble> {
@@ -208,6 +175,7 @@ mod tests {
     use super::*;
     use crate::args::{Cli, Command};
     use clap::Parser;
+    use std::path::Path;
 
     fn up(data: &Path, more: &[&str]) -> Up {
         let line = ["shkv", "up", "--data", data.to_str().unwrap()].into_iter().chain(more.iter().copied());
@@ -215,8 +183,8 @@ mod tests {
         up
     }
 
-    #[test]
-    fn the_data_directory_decides_about_the_nodes() {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_data_directory_decides_about_the_nodes() {
         let directory = tempfile::tempdir().unwrap();
         let data = directory.path().join("new");
         let names = |more: &[&str]| -> Vec<String> {
@@ -225,9 +193,11 @@ mod tests {
         let three: Vec<String> = vec!["Server0".into(), "Server1".into(), "Server2".into()];
         assert_eq!(names(&[]), three);
         assert_eq!(names(&["--nodes", "1"]), vec!["Server0".to_owned()]);
+        let (local, _moved) = Local::new(data.clone(), crate::args::Spawn::Embedded, Default::default(), false);
         for name in &three {
-            std::fs::create_dir_all(data.join(name)).unwrap();
+            local.run(name, name, &[]).await.unwrap();
         }
+        local.stop().await;
         std::fs::create_dir_all(data.join("else")).unwrap();
         assert_eq!(names(&[]), three);
         assert_eq!(names(&["--nodes", "3"]), three);
@@ -236,9 +206,9 @@ mod tests {
     }
 
     #[test]
-    fn more_replicas_than_nodes_are_refused_and_few_nodes_have_fewer() {
-        assert!(bootstrap(8, Some(5), 3).is_err());
-        assert_eq!(bootstrap(8, None, 1).unwrap().replicas, 1);
-        assert_eq!(bootstrap(8, None, 5).unwrap().replicas, 3);
+    fn more_replicas_than_nodes_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let refused = members(&up(&directory.path().join("new"), &["--replicas", "5"]));
+        assert!(matches!(refused, Err(Trouble::Usage(text)) if text.contains("there are 3")));
     }
 }

@@ -7,9 +7,9 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use shkv_proto::codec;
 use shkv_proto::frame::{Frame, Kind};
-use shkv_proto::ids::{ClusterId, Epoch, KeyspaceId, NodeId, ReplicaId, ShardId};
+use shkv_proto::ids::{ClusterId, Epoch, KeyspaceId, NodeId, ShardId};
 use shkv_proto::limits::Limits;
-use shkv_proto::map::{KeyspaceInfo, Map, NodeInfo, Part, ReplicaInfo, ShardInfo};
+use shkv_proto::map::{KeyspaceInfo, Map, NodeInfo, Part, ShardInfo};
 use shkv_proto::message::{
     Batch, BatchOp, Consistency, CountDone, Failure, Get, GetDone, MapDone, Role, RowHead, Scan, ScanDone, Welcome,
     Write, WriteDone,
@@ -46,21 +46,18 @@ impl Fake {
     pub async fn start(shards: u32, node_is_up: bool) -> (Arc<Self>, String) {
         let node = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let balancer = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let replica = ReplicaInfo { id: ReplicaId(1), node: NodeId(1) };
         let map = Map {
-            cluster: ClusterId(7),
             epoch: Epoch(1),
-            nodes: vec![NodeInfo {
-                id: NodeId(1),
-                name: "Server0".into(),
-                addr: node.local_addr().unwrap().to_string(),
-            }],
-            keyspaces: vec![KeyspaceInfo { id: KEYSPACE, name: "default".into() }],
+            nodes: vec![NodeInfo::new(NodeId(1), "Server0", node.local_addr().unwrap().to_string())],
+            keyspaces: vec![KeyspaceInfo { id: KEYSPACE, name: "default".into(), replicas: 1 }],
             shards: Part::hash_split(shards)
                 .into_iter()
                 .zip(1..)
-                .map(|(part, n)| ShardInfo { id: ShardId(n), keyspace: KEYSPACE, part, replicas: vec![replica] })
+                .map(|(part, n)| ShardInfo::founded(ShardId(n), KEYSPACE, part, &[NodeId(1)]))
                 .collect(),
+            next_shard: ShardId(shards + 1),
+            next_keyspace: KeyspaceId(KEYSPACE.0 + 1),
+            ..Map::empty(ClusterId(7))
         };
         let fake = Arc::new(Self {
             map: Mutex::new(map),
@@ -200,7 +197,7 @@ impl Fake {
             assert!(part.holds(op.key()), "a key of another shard");
             let value = match op {
                 BatchOp::Put { value_bytes, .. } => Some(tail.split_to(*value_bytes as usize)),
-                BatchOp::Delete { .. } => None,
+                BatchOp::Delete { .. } | BatchOp::Check { .. } => None,
             };
             let one = self.write(op.key(), value);
             done = WriteDone { revision: one.revision, removed: done.removed + one.removed };

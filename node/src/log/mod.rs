@@ -7,7 +7,8 @@
 //! * a write begins only after the write before it is synced, so a sound record proves every earlier write durable;
 //! * segments are given up oldest first, so whatever record is left, all that came after it is left too;
 //! * each segment opens with the hard state and the last entry's mark of every shard, so no older segment is needed for
-//!   those.
+//!   those;
+//! * a shard that was forgotten ([`ShardWrite::forget`]) is as one that never was: it pins no segment and opens none.
 
 pub mod format;
 pub mod recover;
@@ -23,6 +24,7 @@ use shkv_proto::{NodeId, ShardId};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Spare segments kept ready, so that a segment that is full costs no wait, and a full disk shows before the log is stuck.
 const SPARES: usize = 1;
@@ -99,6 +101,15 @@ pub struct ShardWrite {
     pub hard: Option<Hard>,
 }
 
+impl ShardWrite {
+    /// Makes the log forget a shard: its entries, its term and its vote. A replica that is made here later has another id,
+    /// and must not take them for its own.
+    #[must_use]
+    pub fn forget(shard: u32) -> Self {
+        Self { shard, reset: Some(Mark::default()), entries: vec![], hard: Some(Hard::default()) }
+    }
+}
+
 /// Where an entry's record is.
 #[derive(Clone, Copy, Debug)]
 struct Position {
@@ -124,6 +135,11 @@ impl ShardLog {
     fn last(&self) -> Mark {
         let term = self.entries.back().map_or(self.base.term, |entry| entry.term);
         Mark { index: self.last_index(), term }
+    }
+
+    /// Whether it says no more than the absence of a shard does. Such a shard is left out of the openings of segments.
+    fn is_blank(&self) -> bool {
+        self.hard == Hard::default() && self.base == Mark::default() && self.entries.is_empty()
     }
 
     /// Puts an entry in its place; says so when there is a gap before it.
@@ -165,6 +181,35 @@ struct Index {
     spares: Vec<(String, Arc<dyn DiskFile>)>,
 }
 
+impl Index {
+    /// Takes in a write that is durable, with where its entries are. Writes of one shard may follow each other in one
+    /// append, so each is taken in whole before the next.
+    fn apply(&mut self, write: &ShardWrite, placed: impl Iterator<Item = (u64, Position)>) {
+        let log = self.shards.entry(write.shard).or_default();
+        if let Some(mark) = write.reset {
+            log.base = mark;
+            log.entries.clear();
+            // What is void must not keep a segment.
+            for segment in self.segments.values_mut() {
+                segment.last.remove(&write.shard);
+            }
+        }
+        if let Some(hard) = write.hard {
+            log.hard = hard;
+        }
+        for (entry, position) in placed {
+            log.put(entry, position).expect("Raft hands over entries without a gap");
+            if let Some(segment) = self.segments.get_mut(&position.segment) {
+                let last = segment.last.entry(write.shard).or_default();
+                *last = entry.max(*last);
+            }
+        }
+        if log.is_blank() {
+            self.shards.remove(&write.shard);
+        }
+    }
+}
+
 /// The log.
 pub struct Log {
     disk: Arc<dyn Disk>,
@@ -172,6 +217,7 @@ pub struct Log {
     segment_bytes: u64,
     index: Mutex<Index>,
     cursor: Mutex<Cursor>,
+    spares_made: AtomicU64,
 }
 
 /// Where the next record goes.
@@ -212,7 +258,7 @@ impl Log {
             let offset = cursor.offset + cursor.buffer.len() as u64;
             if let Record::Entry { index, term, .. } = record {
                 let payload = record.payload_bytes() as u32;
-                placed.push((shard, index, Position { term, segment: cursor.segment, offset, payload }));
+                placed.push((index, Position { term, segment: cursor.segment, offset, payload }));
             }
             let at = Place { segment: cursor.segment, lsn: cursor.lsn, place, ends_write: place + 1 == records };
             record.encode(at, shard, &mut cursor.buffer);
@@ -226,24 +272,9 @@ impl Log {
             cursor.buffer = Vec::new();
         }
         let mut index = self.index.lock();
-        let index = &mut *index;
+        let mut placed = placed.into_iter();
         for write in writes {
-            let shard = index.shards.entry(write.shard).or_default();
-            if let Some(mark) = write.reset {
-                shard.base = mark;
-                shard.entries.clear();
-            }
-            if let Some(hard) = write.hard {
-                shard.hard = hard;
-            }
-        }
-        for (shard, entry, position) in placed {
-            let log = index.shards.entry(shard.0).or_default();
-            log.put(entry, position).expect("Raft hands over entries without a gap");
-            if let Some(segment) = index.segments.get_mut(&position.segment) {
-                let last = segment.last.entry(shard.0).or_default();
-                *last = entry.max(*last);
-            }
+            index.apply(write, placed.by_ref().take(write.entries.len()));
         }
         Ok(())
     }
@@ -303,8 +334,12 @@ impl Log {
 
     fn make_segment(&self, bytes: u64) -> Result<(String, Arc<dyn DiskFile>), LogError> {
         let name = {
+            // Segments are made by two threads, so a number is drawn once; those of an earlier process may still be there.
             let names = self.disk.list().map_err(io_error("list"))?;
-            (0..).map(|n| format!("spare-new-{n}")).find(|name| !names.contains(name)).expect("numbers do not end")
+            let mut drawn = std::iter::repeat_with(|| self.spares_made.fetch_add(1, Ordering::Relaxed));
+            drawn
+                .find_map(|n| Some(format!("spare-new-{n}")).filter(|name| !names.contains(name)))
+                .expect("numbers do not end")
         };
         match self.disk.create(&name, bytes) {
             Ok(file) => Ok((name, file)),
@@ -328,6 +363,11 @@ impl Log {
             self.index.lock().spares.push(spare);
         }
         Ok(())
+    }
+
+    /// Whether nothing was ever written.
+    pub fn is_new(&self) -> bool {
+        self.index.lock().segments.is_empty()
     }
 
     /// Bytes of all segments in use.

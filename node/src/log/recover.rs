@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use shkv_proto::NodeId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// What the log had of a shard.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -45,7 +46,7 @@ impl Log {
             }
         }
         ids.sort_unstable();
-        let mut replay = Replay { node, expected: None, shards: BTreeMap::new() };
+        let mut replay = Replay { node, expected: None, shards: BTreeMap::new(), last: BTreeMap::new() };
         let mut segments = BTreeMap::new();
         let mut cursor =
             Cursor { segment: ids.last().copied().unwrap_or(0), offset: 0, capacity: 0, lsn: 1, buffer: vec![] };
@@ -59,7 +60,7 @@ impl Log {
             let mut bytes = vec![0; length as usize];
             file.read_at(&mut bytes, 0).map_err(io_error(format!("read of {name}")))?;
             let is_last = at + 1 == ids.len();
-            let Some((end, last)) = replay.segment(*id, &bytes, is_last)? else {
+            let Some(end) = replay.segment(*id, &bytes, is_last)? else {
                 // The crash came before the segment's opening was durable: nothing was ever acknowledged from it.
                 disk.remove(&name).map_err(io_error(format!("removal of {name}")))?;
                 cursor.segment = id - 1;
@@ -72,12 +73,19 @@ impl Log {
             };
             cursor.offset = end as u64;
             cursor.capacity = length;
-            segments.insert(*id, Segment { file: file as Arc<dyn DiskFile>, bytes: length, last });
+            segments.insert(*id, Segment { file: file as Arc<dyn DiskFile>, bytes: length, last: BTreeMap::new() });
         }
         cursor.lsn = replay.expected.unwrap_or(1);
+        for (id, last) in replay.last {
+            if let Some(segment) = segments.get_mut(&id) {
+                segment.last = last;
+            }
+        }
+        replay.shards.retain(|_, log| !log.is_blank());
         let recovered = replay.shards.iter().map(|(shard, log)| (*shard, log.recovered())).collect();
         let index = Mutex::new(Index { shards: replay.shards, segments, spares });
-        let log = Self { disk, node, segment_bytes, index, cursor: Mutex::new(cursor) };
+        let log =
+            Self { disk, node, segment_bytes, index, cursor: Mutex::new(cursor), spares_made: AtomicU64::default() };
         Ok((log, recovered))
     }
 }
@@ -88,20 +96,18 @@ impl ShardLog {
     }
 }
 
-/// Where a segment ends, and the last entry of each shard in it.
-type Ending = (usize, BTreeMap<u32, u64>);
-
 struct Replay {
     node: NodeId,
     /// The lsn that comes next; unknown before the first segment.
     expected: Option<u64>,
     shards: BTreeMap<u32, ShardLog>,
+    /// By segment, the last entry of each shard in it that was not voided by a reset.
+    last: BTreeMap<u64, BTreeMap<u32, u64>>,
 }
 
 impl Replay {
-    /// Takes a segment in. Returns where it ends and the last entry of each shard in it; `None` for a segment that was
-    /// never begun.
-    fn segment(&mut self, id: u64, bytes: &[u8], is_last: bool) -> Result<Option<Ending>, LogError> {
+    /// Takes a segment in. Returns where it ends; `None` for a segment that was never begun.
+    fn segment(&mut self, id: u64, bytes: &[u8], is_last: bool) -> Result<Option<usize>, LogError> {
         let records = bytes.get(SEGMENT_HEADER_BYTES as usize..).unwrap_or(&[]);
         let corrupt = |text: String| LogError::Corrupt(format!("segment {id:x}: {text}"));
         let header = match SegmentHeader::decode(bytes) {
@@ -118,7 +124,6 @@ impl Replay {
             return Err(corrupt(format!("records {expected} to {} before it are missing", header.lsn)));
         }
         let mut offset = SEGMENT_HEADER_BYTES as usize;
-        let mut last = BTreeMap::new();
         // The first write is the header with the opening; the lsn of a write is that of its first record.
         let mut write: Vec<(usize, Placed<'_>)> = Vec::new();
         let mut next = offset;
@@ -136,7 +141,7 @@ impl Replay {
             write.push((start, placed));
             if ends_write {
                 for (start, placed) in write.drain(..) {
-                    self.record(id, start, &placed, &mut last).map_err(corrupt)?;
+                    self.record(id, start, &placed).map_err(corrupt)?;
                 }
                 offset = next;
                 write_lsn = next_lsn;
@@ -151,23 +156,17 @@ impl Replay {
             return if is_last { Ok(None) } else { Err(corrupt("its opening is damaged".into())) };
         }
         self.expected = Some(write_lsn);
-        Ok(Some((offset, last)))
+        Ok(Some(offset))
     }
 
-    fn record(
-        &mut self,
-        segment: u64,
-        start: usize,
-        placed: &Placed<'_>,
-        last: &mut BTreeMap<u32, u64>,
-    ) -> Result<(), String> {
+    fn record(&mut self, segment: u64, start: usize, placed: &Placed<'_>) -> Result<(), String> {
         let shard = self.shards.entry(placed.shard.0).or_default();
         match placed.record {
             Record::Entry { index, term, data, .. } => {
                 let payload = (format::ENTRY_FIXED_BYTES + data.len()) as u32;
                 let position = Position { term, segment, offset: start as u64, payload };
                 shard.put(index, position).map_err(|text| format!("shard {}: {text}", placed.shard))?;
-                let last = last.entry(placed.shard.0).or_default();
+                let last = self.last.entry(segment).or_default().entry(placed.shard.0).or_default();
                 *last = index.max(*last);
             }
             Record::Hard { term, vote, commit } => shard.hard = Hard { term, vote, commit },
@@ -179,6 +178,9 @@ impl Replay {
             Record::Reset { index, term } => {
                 shard.base = Mark { index, term };
                 shard.entries.clear();
+                for last in self.last.values_mut() {
+                    last.remove(&placed.shard.0);
+                }
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// How often a write that found no space is tried again.
 const NO_SPACE_RETRY: Duration = Duration::from_millis(500);
@@ -20,6 +21,7 @@ pub type Ticket = (u32, u64);
 struct Job {
     writes: Vec<ShardWrite>,
     tickets: Vec<Ticket>,
+    done: Option<oneshot::Sender<()>>,
 }
 
 /// Told when tickets are durable.
@@ -67,7 +69,9 @@ impl LogWriter {
             let (log, queue) = (log.clone(), queue.clone());
             thread("log-spares").spawn(move || make_spares(&log, &queue))?
         };
-        queue.want_spare();
+        if !log.is_new() {
+            queue.want_spare(); // a node that keeps nothing yet needs no room on the disk
+        }
         Ok(Self { log, queue, threads: Mutex::new(vec![writing, making]) })
     }
 
@@ -78,9 +82,23 @@ impl LogWriter {
 
     /// Hands writes over; `tickets` come back through `on_synced` when they are durable.
     pub fn submit(&self, writes: Vec<ShardWrite>, tickets: Vec<Ticket>) {
+        self.push(Job { writes, tickets, done: None });
+    }
+
+    /// Writes and waits until it is durable. All tickets of earlier writes have come back by then.
+    ///
+    /// # Errors
+    /// `None`: the log has stopped, and what it has of the write is not known.
+    pub async fn write(&self, write: ShardWrite) -> Option<()> {
+        let (done, written) = oneshot::channel();
+        self.push(Job { writes: vec![write], tickets: vec![], done: Some(done) });
+        written.await.ok()
+    }
+
+    fn push(&self, job: Job) {
         let mut jobs = self.queue.jobs.lock();
         let was_empty = jobs.0.is_empty();
-        jobs.0.push(Job { writes, tickets });
+        jobs.0.push(job);
         drop(jobs);
         if was_empty {
             self.queue.filled.notify_one();
@@ -149,9 +167,11 @@ fn run(log: &Log, queue: &Queue, on_synced: &OnSynced, on_fatal: &OnFatal) {
         };
         let mut writes = Vec::with_capacity(jobs.len());
         let mut tickets = Vec::with_capacity(jobs.len());
+        let mut dones = Vec::new();
         for job in jobs {
             writes.extend(job.writes);
             tickets.extend(job.tickets);
+            dones.extend(job.done);
         }
         loop {
             match log.append(&writes) {
@@ -175,5 +195,8 @@ fn run(log: &Log, queue: &Queue, on_synced: &OnSynced, on_fatal: &OnFatal) {
             queue.want_spare();
         }
         on_synced(tickets);
+        for done in dones {
+            let _ = done.send(()); // whoever waits may be gone
+        }
     }
 }

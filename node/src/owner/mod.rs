@@ -6,22 +6,24 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: starts tasks that stream snapshots")]
 
+mod change;
 pub mod reads;
 pub mod shard;
 
 pub use reads::{Barrier, Reads};
 pub use shard::{Shard, Waiter, WriteJob};
 
+use crate::claim::Claim;
 use crate::flusher::Job;
 use crate::log::writer::Ticket;
 use crate::log::{Mark, ShardWrite};
 use crate::replica::{Outgoing, Output, TICK};
 use crate::shared::Shared;
-use crate::snapshot::{self, IncomingGuard};
+use crate::snapshot::{self, Staged};
 use crate::store::{Base, Flush, ReplicaMeta};
 use crate::table::{Table, View};
 use bytes::Bytes;
-use shkv_proto::message::{Failure, RaftMessage, RefusalCode, ReplicaStatus};
+use shkv_proto::message::{ChangeReplicas, Failure, RaftMessage, ReplicaStatus};
 use shkv_proto::{NodeId, ReplicaId, ShardId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,14 +37,17 @@ const ROUND_MAX: usize = 512;
 /// How long a stopping node waits for a shard to be taken over by another.
 const HANDOVER_TIME_MAX: Duration = Duration::from_millis(1500);
 
+/// Where the answer to a balancer goes.
+pub type Answer = oneshot::Sender<Result<(), Failure>>;
+
 /// A letter to an owner.
 pub enum Mail {
     /// Writes of clients, checked.
     Writes(Vec<(ShardId, WriteJob)>),
     /// A read that waits until it may look.
     Read(ShardId, Barrier),
-    /// Messages of peers, with the data of their entries.
-    Raft(Vec<(RaftMessage, Vec<Bytes>)>),
+    /// Messages of a peer, with the data of their entries.
+    Raft(NodeId, Vec<(RaftMessage, Vec<Bytes>)>),
     /// Outputs that are durable.
     Synced(Vec<Ticket>),
     /// Tables that are in redb, and up to which index each shard's log was let go.
@@ -50,15 +55,19 @@ pub enum Mail {
     /// Up to which index shards' logs were let go, when another owner's flush did it.
     Released(BTreeMap<u32, u64>),
     /// A snapshot's rows are beside the shard's own.
-    Staged(Box<RaftMessage>, Box<ReplicaMeta>, IncomingGuard),
+    Staged(Box<Staged>),
     /// A snapshot's rows are in place.
     Installed(ShardId, Box<ReplicaMeta>, Base),
     /// How the sending of a snapshot ended.
     SnapshotSent(ShardId, ReplicaId, bool),
     /// A new replica, already in redb, and whether it stands for election at once.
     Adopt(Box<Shard>, bool),
+    /// A replica is deleted: drop it, and say so.
+    Drop(ShardId, ReplicaId, oneshot::Sender<()>),
     /// Give the leadership away.
-    Transfer(ShardId, ReplicaId, oneshot::Sender<Result<(), Failure>>),
+    Transfer(ShardId, ReplicaId, Answer),
+    /// Take a step from one set of replicas to the next.
+    Change(ShardId, ChangeReplicas, Answer),
     /// What is there to say of the replicas?
     Status(oneshot::Sender<(Vec<ReplicaStatus>, u64)>),
     /// Give all leaderships away, flush, and end.
@@ -68,7 +77,7 @@ pub enum Mail {
 /// A snapshot on its way into its place.
 struct Install {
     output: Output,
-    _guard: IncomingGuard,
+    _claim: Claim,
 }
 
 /// An owner.
@@ -77,7 +86,7 @@ pub struct Owner {
     me: usize,
     shards: BTreeMap<u32, Shard>,
     dirty: Vec<u32>,
-    staged: BTreeMap<u32, (Box<ReplicaMeta>, IncomingGuard)>,
+    staged: BTreeMap<u32, (Box<ReplicaMeta>, Claim)>,
     installs: BTreeMap<u32, Install>,
     /// Snapshots being sent, with the index that the log must keep what follows of.
     sending: BTreeMap<(u32, ReplicaId), u64>,
@@ -88,6 +97,8 @@ pub struct Owner {
     /// Bytes of entries applied since the last flush began.
     applied_bytes: u64,
     flushing: bool,
+    /// Whether a snapshot is wanted that is newer than what redb holds.
+    flush_wanted: bool,
 }
 
 impl Owner {
@@ -107,6 +118,7 @@ impl Owner {
             sealed_bytes: 0,
             applied_bytes: 0,
             flushing: false,
+            flush_wanted: false,
         };
         for shard in shards {
             owner.adopt(shard, false);
@@ -124,7 +136,7 @@ impl Owner {
         loop {
             tokio::select! { // both arms are cancel-safe: recv_many and tick take nothing when they lose
                 biased;
-                _ = ticks.tick() => self.tick(),
+                _ = ticks.tick(), if !self.shards.is_empty() => self.tick(),
                 count = mailbox.recv_many(&mut mails, ROUND_MAX) => {
                     if count == 0 {
                         return;
@@ -155,19 +167,14 @@ impl Owner {
         }
     }
 
+    /// Most shards have nothing to do at most ticks: those are not looked at further.
     fn tick(&mut self) {
         let now = self.shared.clock.now();
-        let numbers: Vec<u32> = self.shards.keys().copied().collect();
-        for number in numbers {
-            if let Some(shard) = self.shards.get_mut(&number) {
-                shard.replica.tick();
-                shard.expire(now);
-                shard.eager &= shard.replica.leader().is_none();
-                if shard.eager {
-                    shard.replica.campaign();
-                }
+        for (number, shard) in &mut self.shards {
+            if shard.tick(now) && !shard.dirty {
+                shard.dirty = true;
+                self.dirty.push(*number);
             }
-            self.touch(number);
         }
     }
 
@@ -183,9 +190,10 @@ impl Owner {
     fn handle(&mut self, mail: Mail) {
         match mail {
             Mail::Writes(jobs) => {
-                for (shard, job) in jobs {
-                    if let Some(shard) = self.shards.get_mut(&shard.0) {
-                        shard.take(job);
+                for (shard, mut job) in jobs {
+                    match self.shards.get_mut(&shard.0) {
+                        Some(shard) => shard.take(job),
+                        None => job.waiter.failed(&Failure::WrongShard { epoch: self.shared.epoch() }),
                     }
                     self.touch(shard.0);
                 }
@@ -198,7 +206,7 @@ impl Owner {
                 }
                 self.touch(shard.0);
             }
-            Mail::Raft(messages) => self.step(messages),
+            Mail::Raft(from, messages) => self.step(from, messages),
             Mail::Synced(tickets) => {
                 for (number, output) in tickets {
                     if let Some(shard) = self.shards.get_mut(&number) {
@@ -209,21 +217,7 @@ impl Owner {
             }
             Mail::Flushed(flushed, released) => self.flushed(flushed, &released),
             Mail::Released(released) => self.released(&released),
-            Mail::Staged(message, meta, guard) => {
-                let number = message.shard.0;
-                let now = self.shared.clock.now();
-                if let Some(shard) = self.shards.get_mut(&number)
-                    && !shard.installing
-                    && shard.home(message.from).is_some()
-                    && shard.replica.can_take(&message)
-                {
-                    self.staged.insert(number, (meta, guard));
-                    shard.replica.step(&message, vec![], now);
-                    self.touch(number);
-                    self.round(); // the replica takes the snapshot now or never
-                    self.staged.remove(&number);
-                }
-            }
+            Mail::Staged(staged) => self.staged(*staged),
             Mail::Installed(shard, meta, base) => self.installed(shard, *meta, base),
             Mail::SnapshotSent(shard, to, ok) => {
                 self.sending.remove(&(shard.0, to));
@@ -233,24 +227,21 @@ impl Owner {
                 self.touch(shard.0);
             }
             Mail::Adopt(shard, campaign) => self.adopt(*shard, campaign),
+            Mail::Drop(shard, replica, done) => {
+                self.drop_replica(shard, replica);
+                let _ = done.send(()); // whoever asked may be gone
+            }
             Mail::Transfer(shard, to, done) => {
-                let answer = match self.shards.get_mut(&shard.0) {
-                    Some(shard) if !shard.replica.leads() => Err(shard.not_leader()),
-                    Some(shard) if shard.home(to).is_none() => {
-                        Err(Failure::refusal(RefusalCode::Conflict, format!("the shard has no replica {to}")))
-                    }
-                    Some(shard) => {
-                        shard.transfer_to(to);
-                        Ok(())
-                    }
-                    None => Err(Failure::WrongShard { epoch: self.shared.epoch() }),
-                };
-                let _ = done.send(answer); // whoever asked may be gone
+                let _ = done.send(self.transfer(shard, to)); // whoever asked may be gone
+                self.touch(shard.0);
+            }
+            Mail::Change(shard, step, done) => {
+                let _ = done.send(self.change(shard, &step)); // whoever asked may be gone
                 self.touch(shard.0);
             }
             Mail::Status(answer) => {
                 let bytes = self.memory_bytes() as u64;
-                let _ = answer.send((self.shards.values().map(status_of).collect(), bytes)); // whoever asked may be gone
+                let _ = answer.send((self.shards.values_mut().map(change::status_of).collect(), bytes)); // whoever asked may be gone
             }
             Mail::Stop(_) => {} // the loop takes it out before
         }
@@ -265,7 +256,7 @@ impl Owner {
         self.touch(number);
     }
 
-    fn step(&mut self, messages: Vec<(RaftMessage, Vec<Bytes>)>) {
+    fn step(&mut self, from: NodeId, messages: Vec<(RaftMessage, Vec<Bytes>)>) {
         let now = self.shared.clock.now();
         // Followers that cannot flush as fast as the leader sends take no more: the leader sends it again later.
         let over = self.memory_bytes() > 2 * self.shared.table_bytes_per_owner();
@@ -276,10 +267,11 @@ impl Owner {
                 continue;
             }
             // A snapshot counts only behind its rows, which come on a connection of their own.
-            if shard.home(message.from).is_none() || message.snapshot.is_some() || !shard.replica.can_take(&message) {
+            if message.snapshot.is_some() || !shard.replica.can_take(&message) {
                 tracing::warn!(shard = number, from = %message.from, "a Raft message that no replica of the group can have sent");
                 continue;
             }
+            shard.heard_from(message.from, from);
             if let Some((from, stamp)) = shard.replica.step(&message, data, now)
                 && stamp <= now
             {
@@ -300,6 +292,7 @@ impl Owner {
             if let Err(error) = shard.go_on(&mut self.tokens, &mut round) {
                 return self.shared.fail(&format!("shard {number}: {error}"));
             }
+            self.flush_wanted |= shard.replica.wants_flush();
         }
         self.active_bytes = self.active_bytes.saturating_add_signed(round.table_growth);
         self.applied_bytes += round.applied_bytes;
@@ -369,15 +362,39 @@ impl Owner {
         });
     }
 
+    /// Lets a replica take a snapshot in whose rows lie beside its own.
+    fn staged(&mut self, staged: Staged) {
+        let Staged { message, meta, from, claim } = staged;
+        let number = message.shard.0;
+        let now = self.shared.clock.now();
+        if let Some(shard) = self.shards.get_mut(&number)
+            && !shard.installing
+            && claim.holds()
+            && message.to == shard.replica.id()
+            && shard.replica.can_take(&message)
+        {
+            shard.heard_from(message.from, from);
+            self.staged.insert(number, (Box::new(meta), claim));
+            shard.replica.step(&message, vec![], now);
+            self.touch(number);
+            self.round(); // the replica takes the snapshot now or never
+            self.staged.remove(&number);
+        }
+    }
+
     fn install(&mut self, number: u32, output: Output) {
         let (Some(shard), Some(head)) = (self.shards.get_mut(&number), &output.snapshot) else { return };
         match self.staged.remove(&number) {
-            Some((mut meta, guard)) if meta.state.index == head.index && meta.state.term == head.term => {
+            Some((mut meta, claim)) if meta.state.index == head.index && meta.state.term == head.term => {
                 meta.state = head.clone();
                 meta.replica = shard.replica.id();
+                let home = (meta.replica, self.shared.identity.id());
+                if !meta.homes.contains(&home) {
+                    meta.homes.push(home);
+                }
                 shard.installing = true;
-                shard.forget_flights();
-                self.installs.insert(number, Install { output, _guard: guard });
+                shard.forget_flights("a snapshot took the place of the log");
+                self.installs.insert(number, Install { output, _claim: claim });
                 self.shared.flusher.submit(Job::Install { shard: ShardId(number), meta, owner: self.me });
             }
             _ => self.shared.fail(&format!("shard {number}: a snapshot without its rows")),
@@ -385,8 +402,8 @@ impl Owner {
     }
 
     fn installed(&mut self, id: ShardId, meta: ReplicaMeta, base: Base) {
-        let Some(Install { output, _guard }) = self.installs.remove(&id.0) else { return };
-        let Some(shard) = self.shards.get_mut(&id.0) else { return };
+        let Some(Install { output, _claim }) = self.installs.remove(&id.0) else { return };
+        let Some(shard) = self.shards.get_mut(&id.0).filter(|shard| shard.replica.id() == meta.replica) else { return };
         {
             let mut view = shard.cell.view.write();
             self.active_bytes = self.active_bytes.saturating_sub(view.active.bytes);
@@ -408,7 +425,8 @@ impl Owner {
     fn flush_if_due(&mut self) {
         let budget = self.shared.table_bytes_per_owner() / 2;
         let log_budget = self.shared.tuning.log_retain_bytes / 2;
-        if !self.flushing && (self.active_bytes >= budget || self.applied_bytes >= log_budget) {
+        if !self.flushing && (self.flush_wanted || self.active_bytes >= budget || self.applied_bytes >= log_budget) {
+            self.flush_wanted = false;
             self.flush();
         }
     }
@@ -435,7 +453,9 @@ impl Owner {
 
     fn flushed(&mut self, flushed: Vec<(ReplicaMeta, ShardId, Base)>, released: &BTreeMap<u32, u64>) {
         for (meta, id, base) in flushed {
-            let Some(shard) = self.shards.get_mut(&id.0) else { continue };
+            let Some(shard) = self.shards.get_mut(&id.0).filter(|shard| shard.replica.id() == meta.replica) else {
+                continue;
+            };
             {
                 let mut view = shard.cell.view.write();
                 view.sealed = None;
@@ -462,8 +482,7 @@ impl Owner {
 
     fn hand_all_over(&mut self) {
         for shard in self.shards.values_mut().filter(|shard| shard.replica.leads()) {
-            let me = shard.replica.id();
-            if let Some(to) = shard.meta.state.voters.iter().copied().find(|id| *id != me) {
+            if let Some(to) = shard.replica.heir() {
                 shard.transfer_to(to);
             }
         }
@@ -518,22 +537,4 @@ struct Stopping {
     done: oneshot::Sender<()>,
     until: u64,
     flushed: bool,
-}
-
-fn status_of(shard: &Shard) -> ReplicaStatus {
-    let (log_first, log_last) = shard.replica.log_bounds();
-    ReplicaStatus {
-        shard: shard.cell.shard,
-        replica: shard.replica.id(),
-        leads: shard.replica.leads(),
-        leader: shard.replica.leader(),
-        term: shard.replica.term(),
-        committed: shard.replica.committed(),
-        applied: shard.meta.state.index,
-        flushed: shard.flushed,
-        log_first,
-        log_last,
-        revision: shard.meta.revision,
-        snapshots_installed: shard.snapshots_installed,
-    }
 }

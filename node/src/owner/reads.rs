@@ -26,6 +26,12 @@ pub struct Reads {
 }
 
 impl Reads {
+    /// Whether no read waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.round.is_none() && self.confirmed.is_empty()
+    }
+
     /// Takes a read in.
     pub fn add(&mut self, barrier: Barrier) {
         if self.waiting.len() >= WAITING_MAX {

@@ -5,12 +5,13 @@ use crate::cell::Cell;
 use crate::lease::Lease;
 use crate::log::{Hard, LogEntry, Mark, ShardWrite};
 use crate::machine::{self, BadEntry, Group, WriteKind};
-use crate::replica::{Outgoing, Output, Replica, ReplicaError};
+use crate::replica::change::Configured;
+use crate::replica::{Outgoing, Output, Replica, ReplicaError, is_member};
 use crate::reply::Reply;
 use crate::store::{Flush, ReplicaMeta};
 use crate::table::Table;
 use bytes::Bytes;
-use shkv_proto::limits::GROUP_BYTES_MAX;
+use shkv_proto::limits::{GROUP_BYTES_MAX, REPLICAS_MAX};
 use shkv_proto::message::{Failure, WriteDone};
 use shkv_proto::{NodeId, ReplicaId};
 use std::collections::VecDeque;
@@ -20,6 +21,9 @@ use std::sync::Arc;
 const QUEUED_BYTES_MAX: usize = 16 << 20;
 /// Log entries of one shard that may be in flight before the next is held back to become larger.
 const ENTRIES_IN_FLIGHT: usize = 1;
+
+/// Replicas outside of the applied configuration whose nodes are kept in mind.
+const LEARNED_MAX: usize = 2 * REPLICAS_MAX as usize;
 
 /// A write that waits.
 #[derive(Debug)]
@@ -44,13 +48,14 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    fn done(&mut self, done: WriteDone) {
+    fn answer(&mut self, answer: Result<WriteDone, Failure>) {
         if let Some(reply) = self.reply.take() {
-            reply.done(&done);
+            reply.result(answer);
         }
     }
 
-    fn failed(&mut self, failure: &Failure) {
+    /// Answers that it was not done, or is not known.
+    pub fn failed(&mut self, failure: &Failure) {
         if let Some(reply) = self.reply.take() {
             reply.failed(failure);
         }
@@ -101,6 +106,9 @@ pub struct Shard {
     /// Whether it stands for election until somebody leads: the other replicas of a new group may not be there yet. Asking
     /// for votes in advance (pre-vote) makes that harmless.
     pub eager: bool,
+    /// Where replicas were last heard from that the applied configuration does not know: those that were added by entries
+    /// that are not applied here yet, and those that were removed. Not kept over a restart.
+    learned: VecDeque<(ReplicaId, NodeId)>,
     /// Whether it is in the owner's list of shards to look at.
     pub dirty: bool,
     queue: VecDeque<WriteJob>,
@@ -129,6 +137,7 @@ impl Shard {
             snapshots_installed: 0,
             reads: Reads::default(),
             eager: false,
+            learned: VecDeque::new(),
             dirty: true,
             queue: VecDeque::new(),
             queued_bytes: 0,
@@ -138,7 +147,34 @@ impl Shard {
 
     /// The node that keeps a replica.
     pub fn home(&self, replica: ReplicaId) -> Option<NodeId> {
-        self.meta.homes.iter().find(|(id, _)| *id == replica).map(|(_, node)| *node)
+        self.meta.homes.iter().chain(&self.learned).find(|(id, _)| *id == replica).map(|(_, node)| *node)
+    }
+
+    /// A replica was heard from a node. A leader whose addition is not applied here yet must be answered, or it could never
+    /// tell of it.
+    pub fn heard_from(&mut self, replica: ReplicaId, node: NodeId) {
+        if self.home(replica) == Some(node) || self.meta.homes.iter().any(|(id, _)| *id == replica) {
+            return;
+        }
+        self.learned.retain(|(id, _)| *id != replica);
+        if self.learned.len() >= LEARNED_MAX {
+            self.learned.pop_front();
+        }
+        self.learned.push_back((replica, node));
+    }
+
+    /// One tick of time. Tells whether there is anything to go on with.
+    pub fn tick(&mut self, now: u64) -> bool {
+        let ready = self.replica.tick();
+        self.eager &= self.replica.leader().is_none();
+        if self.eager {
+            self.replica.campaign();
+        }
+        let waits = self.is_busy();
+        if waits {
+            self.expire(now);
+        }
+        ready || self.eager || waits || !self.reads.is_empty()
     }
 
     /// The refusal of whoever does not lead.
@@ -239,6 +275,7 @@ impl Shard {
         self.cell.set_lease(until);
         let leader = self.replica.leader().and_then(|id| self.home(id));
         self.cell.set_leader(leader);
+        self.cell.set_of_group(self.replica.is_of_group());
     }
 
     /// Offers the leadership to another replica.
@@ -308,7 +345,7 @@ impl Shard {
     }
 
     /// Answers whoever has waited too long. A write that was proposed may still be done.
-    pub fn expire(&mut self, now: u64) {
+    fn expire(&mut self, now: u64) {
         for flight in &mut self.flights {
             for waiter in flight.waiters.iter_mut().filter(|waiter| waiter.deadline <= now) {
                 waiter.failed(&Failure::unknown("proposed, but not committed before the deadline"));
@@ -344,10 +381,10 @@ impl Shard {
                     view.applied = Mark { index: entry.index, term: entry.term };
                 }
             } else {
-                self.meta.state = self.replica.apply_configuration(entry)?;
+                self.configure(entry)?;
             }
-            for (waiter, done) in waiters.iter_mut().flatten().zip(answers.drain(..)) {
-                waiter.done(done);
+            for (waiter, answer) in waiters.iter_mut().flatten().zip(answers.drain(..)) {
+                waiter.answer(answer);
             }
         }
         {
@@ -358,6 +395,46 @@ impl Shard {
         (self.meta.state.index, self.meta.state.term) = (last.index, last.term);
         self.replica.applied_to(last.index);
         Ok(())
+    }
+
+    /// Applies a change of the group's configuration.
+    fn configure(&mut self, entry: &LogEntry) -> Result<(), ApplyError> {
+        let me = self.replica.id();
+        let Configured { state, added } = self.replica.apply_configuration(entry)?;
+        let mut homes = std::mem::take(&mut self.meta.homes);
+        let mut gone = vec![];
+        for (id, node) in added {
+            if homes.iter().all(|(other, _)| *other != id) {
+                homes.push((id, node));
+            }
+        }
+        homes.retain(|home| {
+            let stays = home.0 == me || is_member(&state, home.0);
+            if !stays {
+                gone.push(*home);
+            }
+            stays
+        });
+        self.meta.homes = homes;
+        // Those who were removed are told so while this round's messages go out, and heard if they ask for votes.
+        gone.into_iter().for_each(|(id, node)| self.heard_from(id, node));
+        if !is_member(&state, me) {
+            tracing::info!(shard = self.cell.shard.0, replica = me.0, "the replica is no longer of its group");
+            self.forget_flights("the replica was removed from its group");
+        }
+        self.meta.state = state;
+        Ok(())
+    }
+
+    /// The replica is deleted: whoever waits is answered. What was never proposed is certainly not done.
+    pub fn give_up(&mut self, wrong: &Failure) {
+        self.cell.set_lease(0);
+        self.cell.set_of_group(false);
+        for mut job in self.queue.drain(..) {
+            job.waiter.failed(wrong);
+        }
+        self.forget_flights("the replica was deleted");
+        self.reads.fail(wrong);
     }
 
     /// Those who wait for the writes of an entry. Flights that the entry shows to be overwritten are answered: not done.
@@ -373,10 +450,10 @@ impl Shard {
         None
     }
 
-    /// A snapshot has taken the place of entries that may have been in flight: nobody knows any more.
-    pub fn forget_flights(&mut self) {
+    /// What became of the entries in flight is not known here any more.
+    pub fn forget_flights(&mut self, why: &str) {
         for mut flight in self.flights.drain(..) {
-            let failure = Failure::unknown("a snapshot took the place of the log");
+            let failure = Failure::unknown(why);
             flight.waiters.iter_mut().for_each(|waiter| waiter.failed(&failure));
         }
     }

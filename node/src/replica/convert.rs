@@ -6,6 +6,9 @@ use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot}
 use shkv_proto::message::{EntryHead, RaftMessage, SnapshotHead};
 use shkv_proto::{ReplicaId, ShardId};
 
+/// Members of one kind that a configuration may have.
+const MEMBERS_MAX: usize = 64;
+
 pub(super) fn entry_type(kind: u8) -> EntryType {
     match kind {
         1 => EntryType::EntryConfChange,
@@ -46,6 +49,27 @@ pub(super) fn snapshot_head(index: u64, term: u64, conf: &ConfState) -> Snapshot
         learners_next: ids(&conf.learners_next),
         auto_leave: conf.auto_leave,
     }
+}
+
+/// Whether a replica has a part in a configuration.
+#[must_use]
+pub fn is_member(head: &SnapshotHead, id: ReplicaId) -> bool {
+    [&head.voters, &head.voters_outgoing, &head.learners, &head.learners_next].iter().any(|ids| ids.contains(&id))
+}
+
+/// Whether a configuration is one that Raft can have come to; it stops the process over any other.
+#[must_use]
+pub fn is_sound(head: &SnapshotHead) -> bool {
+    let SnapshotHead { voters, voters_outgoing: outgoing, learners, learners_next, auto_leave, .. } = head;
+    let is_set = |ids: &Vec<ReplicaId>| {
+        ids.len() <= MEMBERS_MAX
+            && ids.iter().enumerate().all(|(at, id)| id.0 != 0 && id.0 != u64::MAX && !ids[..at].contains(id))
+    };
+    !voters.is_empty()
+        && [voters, outgoing, learners, learners_next].into_iter().all(is_set)
+        && learners.iter().all(|id| !voters.contains(id) && !outgoing.contains(id))
+        && learners_next.iter().all(|id| !voters.contains(id) && outgoing.contains(id))
+        && (!outgoing.is_empty() || !auto_leave)
 }
 
 pub(super) fn snapshot(head: &SnapshotHead) -> Snapshot {

@@ -3,14 +3,18 @@
 //! Only this folder names the crate. A replica takes events and the time, and says what must be written, sent and
 //! applied; [`crate::owner`] does it. What must be durable before it is sent stays in [`Output::after_write`].
 
+pub mod change;
 mod convert;
 mod storage;
+#[cfg(test)]
+mod tests;
 
 use crate::log::recover::Recovered;
 use crate::log::{Hard, Log, LogEntry, Mark, ShardWrite};
 use bytes::Bytes;
-use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeV2, Message, MessageType};
+use change::Settling;
+pub use convert::{is_member, is_sound};
+use raft::eraftpb::{Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use shkv_proto::limits::APPEND_BYTES_MAX;
 use shkv_proto::message::{EntryHead, RaftMessage, SnapshotHead};
@@ -21,8 +25,9 @@ use storage::ReplicaLog;
 
 /// One tick of Raft's clock.
 pub const TICK: Duration = Duration::from_millis(50);
-/// Ticks between two heartbeats of a leader.
-const HEARTBEAT_TICKS: usize = 2;
+/// Ticks between two heartbeats of a leader. They are most of what an idle shard costs; two in a row may be lost before a
+/// follower stands for election, and one before the lease has run out.
+const HEARTBEAT_TICKS: usize = 4;
 /// Ticks without a leader after which a follower may stand for election, at the least; twice as many at the most.
 const ELECTION_TICKS: usize = 12;
 /// How long after it sent a heartbeat, that a majority took in, a leader may answer reads by itself. A follower that took
@@ -85,6 +90,9 @@ pub struct Replica {
     /// The newest stamp of this term's leader that was taken in.
     leader_stamp: (u64, u64),
     vote_hold_until: u64,
+    /// Whether a leader was heard since the process began.
+    heard_leader: bool,
+    settling: Settling,
 }
 
 /// A replica's log and state disagree in a way that no crash explains.
@@ -142,11 +150,12 @@ impl Replica {
             max_committed_size_per_ready: COMMITTED_BYTES_MAX,
             ..Config::default()
         };
+        let settling = Settling::new(hard.commit, last);
         let storage = ReplicaLog::new(shard, log.clone(), hard, base, terms, flushed);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raft = RawNode::new(&config, storage, &logger).map_err(|error| fail(error.to_string()))?;
         let vote_hold_until = if voted_before { now + VOTE_HOLD.as_nanos() as u64 } else { 0 };
-        Ok(Self { shard, id, raft, leader_stamp: (0, 0), vote_hold_until })
+        Ok(Self { shard, id, raft, leader_stamp: (0, 0), vote_hold_until, heard_leader: false, settling })
     }
 
     /// Its id.
@@ -191,14 +200,16 @@ impl Replica {
         (self.raft.store().first(), self.raft.raft.raft_log.last_index())
     }
 
-    /// One tick of time.
-    pub fn tick(&mut self) {
-        self.raft.tick();
+    /// One tick of time. Tells whether there may be an output.
+    pub fn tick(&mut self) -> bool {
+        self.raft.tick()
     }
 
-    /// Stands for election at once.
+    /// Stands for election at once, if it may vote.
     pub fn campaign(&mut self) {
-        let _ = self.raft.campaign(); // an error means that it may not; then it does not
+        if self.raft.raft.promotable() {
+            let _ = self.raft.campaign(); // an error means that it may not; then it does not
+        }
     }
 
     /// Whether a message keeps the promises that Raft relies on so much that it stops the process when one is broken:
@@ -210,9 +221,12 @@ impl Replica {
         let committed_agrees = |entry: &EntryHead| {
             entry.index > log.committed || log.term(entry.index).map_or(true, |term| term == entry.term)
         };
-        wire.term <= TERM_MAX
+        wire.from.0 != 0
+            && wire.from != self.id
+            && wire.term <= TERM_MAX
             && wire.index <= INDEX_MAX
             && (wire.kind == SNAPSHOT) == wire.snapshot.is_some()
+            && wire.snapshot.as_ref().is_none_or(is_sound)
             && wire.entries.iter().all(|entry| entry.term <= wire.term && committed_agrees(entry))
             && match wire.kind {
                 HEARTBEAT => wire.commit <= last,
@@ -245,6 +259,7 @@ impl Replica {
                     self.leader_stamp = (term, 0);
                 }
                 self.leader_stamp.1 = self.leader_stamp.1.max(wire.stamp);
+                self.heard_leader = true;
                 None
             }
             MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse if self.leads() => {
@@ -267,9 +282,21 @@ impl Replica {
         self.raft.read_index(token.to_le_bytes().to_vec());
     }
 
+    /// Whether it is known to be a voter of its group now: it leads, or has heard a leader since the process began. Without
+    /// that it may have been removed while it was away.
+    #[must_use]
+    pub fn is_of_group(&self) -> bool {
+        self.raft.raft.promotable() && (self.leads() || self.heard_leader)
+    }
+
     /// Hands the leadership over, if it leads.
     pub fn transfer_to(&mut self, to: ReplicaId) {
         self.raft.transfer_leader(to.0);
+    }
+
+    /// Whether a follower needs a snapshot that is newer than what redb holds. Asking forgets it.
+    pub fn wants_flush(&self) -> bool {
+        self.raft.store().flush_wanted.take()
     }
 
     /// Tells that what was sent to a peer did not get there.
@@ -290,7 +317,7 @@ impl Replica {
         }
         let mut ready = self.raft.ready();
         let number = ready.number();
-        let must_sync = ready.must_sync();
+        let mut must_sync = ready.must_sync();
         let snapshot = Some(ready.snapshot()).filter(|snapshot| snapshot.get_metadata().index > 0).map(|snapshot| {
             let metadata = snapshot.get_metadata();
             convert::snapshot_head(metadata.index, metadata.term, metadata.get_conf_state())
@@ -313,6 +340,7 @@ impl Replica {
         if let Some(hard) = hard {
             store.set_hard(hard);
         }
+        must_sync |= self.settling.written(number, must_sync, &entries, hard.map(|hard| hard.commit));
         let committed = ready.take_committed_entries().iter().map(convert::log_entry).collect();
         let token = |context: &[u8]| Some(u64::from_le_bytes(context.try_into().ok()?));
         let states = ready.take_read_states();
@@ -341,12 +369,17 @@ impl Replica {
 
     /// All outputs up to this number are durable.
     pub fn persisted(&mut self, number: u64) {
+        self.settling.persisted(number);
         self.raft.on_persist_ready(number);
     }
 
     /// Everything up to this index is applied, and durable in the log.
     pub fn applied_to(&mut self, index: u64) {
+        let last = self.raft.raft.raft_log.last_index();
         self.raft.advance_apply_to(index);
+        if self.raft.raft.raft_log.last_index() > last {
+            self.raft.raft.bcast_append(); // the end of a joint configuration need not wait for a heartbeat
+        }
         self.raft.mut_store().shrink(index);
     }
 
@@ -358,21 +391,5 @@ impl Replica {
     /// The log has let go of entries up to `index`.
     pub fn released(&mut self, index: u64) {
         self.raft.mut_store().drop_to(index);
-    }
-
-    /// Applies a change of the group's configuration; returns the state with the configuration that holds from it on.
-    ///
-    /// # Errors
-    /// [`ReplicaError`] for an entry that no leader can have written.
-    pub fn apply_configuration(&mut self, entry: &LogEntry) -> Result<SnapshotHead, ReplicaError> {
-        let fail = |text: String| ReplicaError { shard: self.shard, text };
-        if entry.kind != 2 {
-            return Err(fail(format!("entry {} is of kind {}, which no leader writes", entry.index, entry.kind)));
-        }
-        let mut change = ConfChangeV2::default();
-        // It comes from our own log, behind its check, or from a member of the cluster: never straight from a client.
-        change.merge_from_bytes(&entry.data).map_err(|error| fail(error.to_string()))?;
-        let conf = self.raft.apply_conf_change(&change).map_err(|error| fail(error.to_string()))?;
-        Ok(convert::snapshot_head(entry.index, entry.term, &conf))
     }
 }

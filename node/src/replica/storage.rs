@@ -4,8 +4,9 @@ use crate::log::{Hard, Log, LogEntry, Mark};
 use crate::replica::convert;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
-use shkv_proto::ShardId;
 use shkv_proto::message::SnapshotHead;
+use shkv_proto::{ReplicaId, ShardId};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -26,6 +27,8 @@ pub struct ReplicaLog {
     recent_bytes: usize,
     /// The state that redb holds: what a snapshot would be.
     pub(super) flushed: SnapshotHead,
+    /// Whether a follower needs a snapshot that is newer than what redb holds.
+    pub(super) flush_wanted: Cell<bool>,
 }
 
 impl ReplicaLog {
@@ -38,7 +41,8 @@ impl ReplicaLog {
         flushed: SnapshotHead,
     ) -> Self {
         let conf = convert::conf_state(&flushed);
-        Self { shard, log, hard, conf, base, terms: terms.into(), recent: VecDeque::new(), recent_bytes: 0, flushed }
+        let (recent, flush_wanted) = (VecDeque::new(), Cell::new(false));
+        Self { shard, log, hard, conf, base, terms: terms.into(), recent, recent_bytes: 0, flushed, flush_wanted }
     }
 
     pub(super) fn first(&self) -> u64 {
@@ -171,8 +175,11 @@ impl Storage for ReplicaLog {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        if self.flushed.index < request_index || self.flushed.index == 0 {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // One that does not know its receiver as a member is not taken by it.
+        let knows = convert::is_member(&self.flushed, ReplicaId(to));
+        if self.flushed.index < request_index || self.flushed.index == 0 || !knows {
+            self.flush_wanted.set(true);
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
         Ok(convert::snapshot(&self.flushed))

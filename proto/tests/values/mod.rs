@@ -5,10 +5,11 @@ use proptest::option::of;
 use proptest::prelude::*;
 use shkv_proto::frame::{Frame, Header, VERSION};
 use shkv_proto::limits::{DEADLINE_MS_MAX, Limits};
-use shkv_proto::map::{KeyspaceInfo, NodeInfo, Part, ReplicaInfo, ShardInfo};
+use shkv_proto::map::{KeyspaceInfo, NodeInfo, NodeState, Part, ReplicaInfo, ReplicaRole, ShardInfo};
 use shkv_proto::message::{
-    BatchOp, Beat, Consistency, CreateReplica, EntryHead, Failure, Hello, MapDone, NodeStatus, RaftMessage,
-    RefusalCode, ReplicaStatus, Role, RowHead, Scan, ScanDone, SnapshotBegin, SnapshotHead, StatusDone, Welcome,
+    Admin, BatchOp, Beat, ChangeReplicas, Condition, Consistency, Control, Controller, CreateReplica, EntryHead, Event,
+    Failure, Gone, GroupStatus, Hello, Join, MapDone, NewShard, NodeHealth, NodeStatus, RaftMessage, RefusalCode,
+    ReplicaStatus, Role, RowHead, Scan, ScanDone, SnapshotBegin, SnapshotHead, StatusDone, Welcome,
 };
 use shkv_proto::{ClusterId, Epoch, KeyspaceId, Kind, Map, NodeId, ReplicaId, ShardId};
 
@@ -97,8 +98,8 @@ pub fn batch_ops() -> impl Strategy<Value = Vec<(Vec<u8>, Option<u32>)>> {
 /// The operation that one of [`batch_ops`] stands for.
 pub fn batch_op((key, put): &(Vec<u8>, Option<u32>)) -> BatchOp<'_> {
     match put {
-        Some(value_bytes) => BatchOp::Put { key, value_bytes: *value_bytes },
-        None => BatchOp::Delete { key },
+        Some(value_bytes) => BatchOp::Put { key, value_bytes: *value_bytes, condition: Condition::Value(key) },
+        None => BatchOp::Delete { key, condition: Condition::Absent },
     }
 }
 
@@ -111,22 +112,60 @@ fn part() -> impl Strategy<Value = Part> {
 
 /// A map; most are not sound.
 pub fn map() -> impl Strategy<Value = Map> {
-    let node = (number(), text(), text()).prop_map(|(id, name, addr)| NodeInfo { id: NodeId(id), name, addr });
-    let keyspace = (small(), text()).prop_map(|(id, name)| KeyspaceInfo { id: KeyspaceId(id), name });
-    let replica = (number(), number()).prop_map(|(id, node)| ReplicaInfo { id: ReplicaId(id), node: NodeId(node) });
-    let shard = (small(), small(), part(), vec(replica, 0..4)).prop_map(|(id, keyspace, part, replicas)| ShardInfo {
-        id: ShardId(id),
-        keyspace: KeyspaceId(keyspace),
-        part,
-        replicas,
-    });
-    (any::<u128>(), number(), vec(node, 0..4), vec(keyspace, 0..4), vec(shard, 0..4)).prop_map(
-        |(cluster, epoch, nodes, keyspaces, shards)| Map {
+    let keyspace =
+        (small(), text(), small()).prop_map(|(id, name, replicas)| KeyspaceInfo { id: KeyspaceId(id), name, replicas });
+    let parts = (vec(node_info(), 0..4), vec(keyspace, 0..4), vec(shard_info(), 0..4), (small(), small()));
+    (any::<u128>(), number(), parts).prop_map(
+        |(cluster, epoch, (nodes, keyspaces, shards, (next_shard, next_keyspace)))| Map {
             cluster: ClusterId(cluster),
             epoch: Epoch(epoch),
             nodes,
             keyspaces,
             shards,
+            next_shard: ShardId(next_shard),
+            next_keyspace: KeyspaceId(next_keyspace),
+        },
+    )
+}
+
+fn node_info() -> impl Strategy<Value = NodeInfo> {
+    let state = prop_oneof![
+        Just(NodeState::Joining),
+        Just(NodeState::Up),
+        Just(NodeState::Draining),
+        Just(NodeState::Leaving),
+        number().prop_map(|by| NodeState::Replaced(NodeId(by)))
+    ];
+    (number(), (text(), text(), text(), text()), of(text()), small(), state).prop_map(
+        |(id, (name, addr, domain, instance), addr_outside, capacity, state)| NodeInfo {
+            id: NodeId(id),
+            name,
+            addr,
+            addr_outside,
+            domain,
+            capacity,
+            instance,
+            state,
+        },
+    )
+}
+
+fn shard_info() -> impl Strategy<Value = ShardInfo> {
+    let role = prop_oneof![Just(ReplicaRole::Voter), Just(ReplicaRole::Learner), Just(ReplicaRole::Leaving)];
+    let replica = (number(), number(), role).prop_map(|(id, node, role)| ReplicaInfo {
+        id: ReplicaId(id),
+        node: NodeId(node),
+        role,
+    });
+    (small(), small(), part(), vec(replica, 0..4), (small(), number()), vec(text(), 0..3)).prop_map(
+        |(id, keyspace, part, replicas, (founders, next_replica), pinned)| ShardInfo {
+            id: ShardId(id),
+            keyspace: KeyspaceId(keyspace),
+            part,
+            replicas,
+            founders,
+            next_replica: ReplicaId(next_replica),
+            pinned,
         },
     )
 }
@@ -135,16 +174,17 @@ pub fn map() -> impl Strategy<Value = Map> {
 pub fn sound_map() -> impl Strategy<Value = Map> {
     (1..20_u32, 1..6_u64, any::<bool>()).prop_map(|(shards, nodes, by_hash)| {
         let parts = if by_hash { Part::hash_split(shards) } else { vec![Part::everything()] };
-        let node = |id| NodeInfo { id: NodeId(id), name: format!("Server{id}"), addr: String::new() };
-        let replicas: Vec<_> = (1..=nodes).map(|n| ReplicaInfo { id: ReplicaId(n), node: NodeId(n) }).collect();
-        let shard =
-            |(id, part)| ShardInfo { id: ShardId(id), keyspace: KeyspaceId(1), part, replicas: replicas.clone() };
+        let next_shard = ShardId(parts.len() as u32 + 1);
+        let homes: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
+        let shard = |(id, part)| ShardInfo::founded(ShardId(id), KeyspaceId(1), part, &homes);
         Map {
-            cluster: ClusterId(1),
             epoch: Epoch(1),
-            nodes: (1..=nodes).map(node).collect(),
-            keyspaces: vec![KeyspaceInfo { id: KeyspaceId(1), name: "default".into() }],
+            nodes: homes.iter().map(|id| NodeInfo::new(*id, format!("Server{id}"), "")).collect(),
+            keyspaces: vec![KeyspaceInfo { id: KeyspaceId(1), name: "default".into(), replicas: 3 }],
             shards: (1..).zip(parts).map(shard).collect(),
+            next_shard,
+            next_keyspace: KeyspaceId(2),
+            ..Map::empty(ClusterId(1))
         }
     })
 }
@@ -161,14 +201,16 @@ fn homes() -> impl Strategy<Value = Vec<(ReplicaId, NodeId)>> {
 
 /// A replica to make.
 pub fn create_replica() -> impl Strategy<Value = CreateReplica> {
-    (any::<u128>(), small(), small(), part(), number(), homes(), any::<bool>()).prop_map(
-        |(cluster, shard, keyspace, part, replica, voters, campaign)| CreateReplica {
+    let founders = vec(number().prop_map(ReplicaId), 0..5);
+    (any::<u128>(), small(), small(), part(), number(), (founders, homes()), any::<bool>()).prop_map(
+        |(cluster, shard, keyspace, part, replica, (founders, homes), campaign)| CreateReplica {
             cluster: ClusterId(cluster),
             shard: ShardId(shard),
             keyspace: KeyspaceId(keyspace),
             part,
             replica: ReplicaId(replica),
-            voters,
+            founders,
+            homes,
             campaign,
         },
     )
@@ -177,13 +219,80 @@ pub fn create_replica() -> impl Strategy<Value = CreateReplica> {
 /// A heartbeat.
 pub fn beat() -> impl Strategy<Value = Beat> {
     let addr = (number(), text()).prop_map(|(node, addr)| (NodeId(node), addr));
-    (vec(addr, 0..4), of(map())).prop_map(|(addrs, map)| Beat { addrs, map })
+    (vec(addr, 0..4), of(map()), of(text())).prop_map(|(addrs, map, retired)| Beat { addrs, map, retired })
+}
+
+/// A registration.
+pub fn join() -> impl Strategy<Value = Join> {
+    (of(any::<u128>()), node_info()).prop_map(|(cluster, node)| Join {
+        cluster: cluster.map(ClusterId),
+        id: node.id,
+        name: node.name,
+        addr: node.addr,
+        addr_outside: node.addr_outside,
+        domain: node.domain,
+        capacity: node.capacity,
+        instance: node.instance,
+    })
+}
+
+/// A step of a group.
+pub fn change_replicas() -> impl Strategy<Value = ChangeReplicas> {
+    let ids = || vec(number().prop_map(ReplicaId), 0..4);
+    (homes(), ids(), ids()).prop_map(|(learn, promote, remove)| ChangeReplicas { learn, promote, remove })
+}
+
+/// A wish of an operator.
+pub fn admin() -> impl Strategy<Value = Admin> {
+    let new_shard = (part(), vec(text(), 0..3)).prop_map(|(part, pinned)| NewShard { part, pinned });
+    prop_oneof![
+        (small(), vec(text(), 0..3)).prop_map(|(count, names)| Admin::AddNodes { count, names }),
+        (small(), vec(text(), 0..3)).prop_map(|(count, names)| Admin::RemoveNodes { count, names }),
+        (text(), any::<bool>()).prop_map(|(node, drain)| Admin::Drain { node, drain }),
+        (small(), text()).prop_map(|(shard, node)| Admin::Transfer { shard: ShardId(shard), node }),
+        (text(), small(), vec(new_shard, 0..3)).prop_map(|(name, replicas, shards)| Admin::CreateKeyspace {
+            name,
+            replicas,
+            shards
+        }),
+        text().prop_map(|name| Admin::DropKeyspace { name }),
+    ]
+}
+
+fn control() -> impl Strategy<Value = Control> {
+    let controller =
+        (number(), text(), number()).prop_map(|(balancer, addr, term)| Controller { balancer, addr, term });
+    let health = prop_oneof![Just(NodeHealth::Up), Just(NodeHealth::Suspect), Just(NodeHealth::Down)];
+    let gone = (number(), text(), text(), text(), number()).prop_map(|(id, name, instance, reason, at_unix_s)| Gone {
+        id: NodeId(id),
+        name,
+        instance,
+        reason,
+        at_unix_s,
+    });
+    let event = (number(), text()).prop_map(|(at_unix_s, text)| Event { at_unix_s, text });
+    let lists = (vec((number().prop_map(NodeId), health), 0..3), vec((text(), of(text())), 0..3));
+    (number(), text(), of(controller), lists, vec(gone, 0..3), vec(event, 0..3)).prop_map(
+        |(balancer, provisioner, controller, (health, wanted), gone, events)| Control {
+            balancer,
+            provisioner,
+            controller,
+            health,
+            wanted,
+            gone,
+            events,
+        },
+    )
 }
 
 /// What a node says of a replica.
 pub fn replica_status() -> impl Strategy<Value = ReplicaStatus> {
     let ids = (small(), number(), any::<bool>(), of(number()));
-    (ids, vec(number(), 8)).prop_map(|((shard, replica, leads, leader), numbers)| ReplicaStatus {
+    let replicas = || vec(number().prop_map(ReplicaId), 0..3);
+    let matched = vec((number().prop_map(ReplicaId), number()), 0..3);
+    let group = (replicas(), replicas(), replicas(), matched)
+        .prop_map(|(voters, outgoing, learners, matched)| GroupStatus { voters, outgoing, learners, matched });
+    (ids, vec(number(), 8), of(group)).prop_map(|((shard, replica, leads, leader), numbers, group)| ReplicaStatus {
         shard: ShardId(shard),
         replica: ReplicaId(replica),
         leads,
@@ -196,6 +305,7 @@ pub fn replica_status() -> impl Strategy<Value = ReplicaStatus> {
         log_last: numbers[5],
         revision: numbers[6],
         snapshots_installed: numbers[7],
+        group,
     })
 }
 
@@ -223,8 +333,13 @@ pub fn node_status() -> impl Strategy<Value = NodeStatus> {
 /// The answer with them.
 pub fn status_done() -> impl Strategy<Value = StatusDone> {
     let node = (number(), prop_oneof![node_status().prop_map(Ok), text().prop_map(Err)]);
-    (of(map()), (small(), number()), vec(node.prop_map(|(id, status)| (NodeId(id), status)), 0..3))
-        .prop_map(|(map, process, nodes)| StatusDone { map, process, nodes })
+    let nodes = vec(node.prop_map(|(id, status)| (NodeId(id), status)), 0..3);
+    (of(map()), (small(), number()), nodes, of(control())).prop_map(|(map, process, nodes, control)| StatusDone {
+        map,
+        process,
+        nodes,
+        control,
+    })
 }
 
 fn snapshot_head() -> impl Strategy<Value = SnapshotHead> {
@@ -290,6 +405,7 @@ pub fn failure() -> impl Strategy<Value = Failure> {
         number().prop_map(|epoch| Failure::WrongShard { epoch: Epoch(epoch) }),
         (small(), text()).prop_map(|(retry_after_ms, text)| Failure::Busy { retry_after_ms, text }),
         number().prop_map(|revision| Failure::Behind { revision }),
+        (small(), of(number())).prop_map(|(operation, version)| Failure::Condition { operation, version }),
         text().prop_map(|text| Failure::Unknown { text })
     ]
 }

@@ -4,6 +4,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use std::time::Duration;
 
+pub mod failover;
 pub mod measure;
 pub mod redis;
 pub mod store;

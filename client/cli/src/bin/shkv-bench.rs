@@ -8,7 +8,7 @@ mod bench;
 
 use anyhow::{Context, bail};
 use bench::measure::Outcome;
-use bench::{redis, store};
+use bench::{failover, redis, store};
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -50,6 +50,9 @@ struct Args {
     /// How fresh a read must be
     #[arg(long, default_value = "linearizable")]
     consistency: Consistency,
+    /// Leaders that `failover` kills
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    kills: u32,
     /// Part of the operations of `mixed` that are gets
     #[arg(long, default_value_t = 0.5, value_parser = ratio)]
     read_ratio: f64,
@@ -76,6 +79,9 @@ enum Mode {
     Get,
     /// Both
     Mixed,
+    /// Kills the leader of one shard after the other, and takes the time until the next acknowledged write: the nodes must
+    /// be processes of this machine that are started again, as those of `shkv up --spawn process` are
+    Failover,
 }
 
 /// How fresh a read must be.
@@ -133,7 +139,7 @@ impl Args {
             keys: self.keys,
             value_bytes: self.value_bytes,
             read_ratio: match self.mode {
-                Mode::Put => 0.0,
+                Mode::Put | Mode::Failover => 0.0,
                 Mode::Get => 1.0,
                 Mode::Mixed => self.read_ratio,
             },
@@ -158,6 +164,14 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> anyhow::Result<()> {
+    if args.mode == Mode::Failover {
+        let outcome = failover::run(&args.addr, &args.keyspace, args.kills).await?;
+        match args.output {
+            Output::Json => println!("{}", outcome.json()),
+            Output::Text => println!("{}", outcome.text()),
+        }
+        return Ok(());
+    }
     let plan = args.plan();
     let target = store::Target {
         addrs: args.addr.clone(),

@@ -3,9 +3,14 @@
 //! `proto.md` tells for each message who sends it and what it means. Fields and variants are appended, never moved.
 //! Heads that name a key begin with keyspace and key, so that a balancer decodes no more than those ([`KeyPrefix`]).
 
-use crate::ids::{ClusterId, Epoch, KeyspaceId, NodeId, ReplicaId, ShardId};
+mod cluster;
+mod consensus;
+
+pub use cluster::*;
+pub use consensus::*;
+
+use crate::ids::{ClusterId, Epoch, KeyspaceId, NodeId};
 use crate::limits::Limits;
-use crate::map::{Map, Part};
 use serde::{Deserialize, Serialize};
 
 /// The first bytes of a [`Hello`].
@@ -171,6 +176,23 @@ pub struct CountDone {
 
 // ---------------------------------------------------------------------------------------------- writes
 
+/// What must hold of a row before anything is written. It is looked at when the write is applied, in the order of the
+/// shard's log: nothing comes between looking and writing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Condition<'a> {
+    /// Whatever there is.
+    #[default]
+    Always,
+    /// There is no row.
+    Absent,
+    /// There is a row.
+    Present,
+    /// There is a row of this version.
+    Version(u64),
+    /// There is a row of this value.
+    Value(&'a [u8]),
+}
+
 /// Head of [`crate::Kind::Put`] (the tail is the value) and of [`crate::Kind::Delete`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Write<'a> {
@@ -178,6 +200,9 @@ pub struct Write<'a> {
     pub keyspace: KeyspaceId,
     /// The key.
     pub key: &'a [u8],
+    /// What must hold of the row.
+    #[serde(borrow)]
+    pub condition: Condition<'a>,
 }
 
 /// Head of [`crate::Kind::Batch`]; the tail is the values of the puts, one behind the other. The header names the shard.
@@ -185,7 +210,7 @@ pub struct Write<'a> {
 pub struct Batch<'a> {
     /// The keyspace.
     pub keyspace: KeyspaceId,
-    /// The operations, done in this order in one step.
+    /// The operations, done in this order in one step if all their conditions hold before it.
     #[serde(borrow)]
     pub ops: Vec<BatchOp<'a>>,
 }
@@ -199,11 +224,25 @@ pub enum BatchOp<'a> {
         key: &'a [u8],
         /// Bytes of its value in the tail.
         value_bytes: u32,
+        /// What must hold of the row.
+        #[serde(borrow)]
+        condition: Condition<'a>,
     },
     /// Remove a row.
     Delete {
         /// The key.
         key: &'a [u8],
+        /// What must hold of the row.
+        #[serde(borrow)]
+        condition: Condition<'a>,
+    },
+    /// Only look: the batch is done if this holds, too.
+    Check {
+        /// The key.
+        key: &'a [u8],
+        /// What must hold of the row.
+        #[serde(borrow)]
+        condition: Condition<'a>,
     },
 }
 
@@ -212,7 +251,15 @@ impl<'a> BatchOp<'a> {
     #[must_use]
     pub fn key(&self) -> &'a [u8] {
         match self {
-            Self::Put { key, .. } | Self::Delete { key } => key,
+            Self::Put { key, .. } | Self::Delete { key, .. } | Self::Check { key, .. } => key,
+        }
+    }
+
+    /// What must hold of the row.
+    #[must_use]
+    pub fn condition(&self) -> Condition<'a> {
+        match self {
+            Self::Put { condition, .. } | Self::Delete { condition, .. } | Self::Check { condition, .. } => *condition,
         }
     }
 }
@@ -224,225 +271,6 @@ pub struct WriteDone {
     pub revision: u64,
     /// Rows that a delete found and removed. Puts do not look: it would cost each of them a read.
     pub removed: u32,
-}
-
-// ---------------------------------------------------------------------------------------------- cluster
-
-/// Head of the answer to [`crate::Kind::Map`].
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct MapDone {
-    /// The map.
-    pub map: Map,
-    /// Which node led which shard when last heard of: a hint.
-    pub leaders: Vec<(ShardId, NodeId)>,
-}
-
-/// Head of [`crate::Kind::CreateReplica`]. Doing it twice is the same as doing it once.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct CreateReplica {
-    /// The cluster; a node that is in none takes it, and keeps it for good.
-    pub cluster: ClusterId,
-    /// The shard.
-    pub shard: ShardId,
-    /// Its keyspace.
-    pub keyspace: KeyspaceId,
-    /// Its part of the keyspace.
-    pub part: Part,
-    /// The replica to make.
-    pub replica: ReplicaId,
-    /// All voters of the new group, this one included, with the nodes that keep them.
-    pub voters: Vec<(ReplicaId, NodeId)>,
-    /// Whether this replica stands for election at once, so that leaders are spread from the start.
-    pub campaign: bool,
-}
-
-/// Head of [`crate::Kind::TransferLeader`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct TransferLeader {
-    /// The replica that should lead.
-    pub to: ReplicaId,
-}
-
-/// Head of [`crate::Kind::Beat`]. The answer's head is a [`NodeStatus`].
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Beat {
-    /// Where each node was last reached. Unlike the map this needs no quorum, so it works while nodes come up again.
-    pub addrs: Vec<(NodeId, String)>,
-    /// The map, when the node's own is older.
-    pub map: Option<Map>,
-}
-
-/// What a node says of itself.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct NodeStatus {
-    /// Its identity.
-    pub id: NodeId,
-    /// Its name.
-    pub name: String,
-    /// Its cluster, if it is in one.
-    pub cluster: Option<ClusterId>,
-    /// Its process.
-    pub process: u32,
-    /// Processor time of its process so far, in microseconds.
-    pub cpu_us: u64,
-    /// The epoch of the map that it has.
-    pub epoch: Epoch,
-    /// Bytes of rows in memory that are not yet in redb.
-    pub table_bytes: u64,
-    /// Bytes of log on disk that are still needed.
-    pub log_bytes: u64,
-    /// Bytes free on its disk.
-    pub disk_free_bytes: u64,
-    /// Whether the disk is so full that puts are refused.
-    pub disk_full: bool,
-    /// fdatasync calls of the log so far.
-    pub log_syncs: u64,
-    /// Its replicas.
-    pub replicas: Vec<ReplicaStatus>,
-}
-
-/// What a node says of a replica.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct ReplicaStatus {
-    /// The shard.
-    pub shard: ShardId,
-    /// The replica.
-    pub replica: ReplicaId,
-    /// Whether it leads.
-    pub leads: bool,
-    /// The replica that it takes for the leader.
-    pub leader: Option<ReplicaId>,
-    /// Raft term.
-    pub term: u64,
-    /// Last log index known to be committed.
-    pub committed: u64,
-    /// Last log index applied.
-    pub applied: u64,
-    /// Last log index that is durable in redb.
-    pub flushed: u64,
-    /// First log index that the log still has.
-    pub log_first: u64,
-    /// Last log index.
-    pub log_last: u64,
-    /// Mutations so far.
-    pub revision: u64,
-    /// Snapshots taken in from a leader since the node started.
-    pub snapshots_installed: u64,
-}
-
-/// Head of the answer to [`crate::Kind::Status`]: a node lists itself, a balancer lists all nodes.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct StatusDone {
-    /// The map that the answering side has.
-    pub map: Option<Map>,
-    /// Process and processor time in microseconds of the answering side.
-    pub process: (u32, u64),
-    /// The nodes, each with its status or why there is none.
-    pub nodes: Vec<(NodeId, Result<NodeStatus, String>)>,
-}
-
-// ---------------------------------------------------------------------------------------------- consensus
-
-/// A Raft message between two replicas. A [`crate::Kind::Raft`] frame's head is a list of these; its tail is the data
-/// of all their entries, one behind the other.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct RaftMessage {
-    /// The shard.
-    pub shard: ShardId,
-    /// The kind of message, numbered as in `proto.md`.
-    pub kind: u8,
-    /// Receiver.
-    pub to: ReplicaId,
-    /// Sender.
-    pub from: ReplicaId,
-    /// Term.
-    pub term: u64,
-    /// Term of the entry before the first, or of the sender's last entry.
-    pub log_term: u64,
-    /// Index of the entry before the first, or of the sender's last entry.
-    pub index: u64,
-    /// Commit index.
-    pub commit: u64,
-    /// Term of the commit index.
-    pub commit_term: u64,
-    /// Refusal.
-    pub reject: bool,
-    /// Where the refuser's log may agree.
-    pub reject_hint: u64,
-    /// Index from which the sender wants a snapshot; 0 is none.
-    pub request_snapshot: u64,
-    /// Carried back unchanged.
-    pub context: Vec<u8>,
-    /// Election priority of the sender.
-    pub priority: i64,
-    /// From a leader: its monotonic clock when it sent this, in nanoseconds. From a follower: the newest such stamp of
-    /// this term that it had taken in before it answered. The leader's lease is counted from it.
-    pub stamp: u64,
-    /// The entries.
-    pub entries: Vec<EntryHead>,
-    /// What a snapshot covers, if the message announces one.
-    pub snapshot: Option<SnapshotHead>,
-}
-
-/// A log entry without its data.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct EntryHead {
-    /// 0 is data, 2 is a change of configuration.
-    pub kind: u8,
-    /// Term.
-    pub term: u64,
-    /// Index.
-    pub index: u64,
-    /// Bytes of its data in the tail.
-    pub data_bytes: u32,
-}
-
-/// What a snapshot covers. The rows travel on a connection of their own.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct SnapshotHead {
-    /// Last index that it covers.
-    pub index: u64,
-    /// Term of that index.
-    pub term: u64,
-    /// Voters.
-    pub voters: Vec<ReplicaId>,
-    /// Voters of the outgoing half of a joint configuration.
-    pub voters_outgoing: Vec<ReplicaId>,
-    /// Learners.
-    pub learners: Vec<ReplicaId>,
-    /// Voters that become learners when the joint configuration ends.
-    pub learners_next: Vec<ReplicaId>,
-    /// Whether the joint configuration ends by itself.
-    pub auto_leave: bool,
-}
-
-/// Head of [`crate::Kind::SnapshotBegin`].
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct SnapshotBegin {
-    /// The Raft message that the snapshot belongs to.
-    pub message: RaftMessage,
-    /// The shard's revision at the snapshot.
-    pub revision: u64,
-    /// The shard's keyspace.
-    pub keyspace: KeyspaceId,
-    /// The shard's part.
-    pub part: Part,
-    /// The nodes that keep the group's replicas.
-    pub homes: Vec<(ReplicaId, NodeId)>,
-}
-
-/// Head of [`crate::Kind::SnapshotChunk`]; the tail is keys and stored rows, one behind the other.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct SnapshotChunk {
-    /// Length of each key and of each stored row, in key order.
-    pub rows: Vec<(u32, u32)>,
-}
-
-/// Head of [`crate::Kind::SnapshotEnd`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct SnapshotEnd {
-    /// Rows sent in all.
-    pub rows: u64,
 }
 
 // ---------------------------------------------------------------------------------------------- failures
@@ -490,6 +318,14 @@ pub enum Failure {
         /// What happened.
         text: String,
     },
+    /// Not done: a condition does not hold.
+    #[error("operation {operation}: the condition does not hold, {}", version.map_or("there is no such row".to_owned(), |version| format!("the row has version {version}")))]
+    Condition {
+        /// The operation of the batch, from 0.
+        operation: u32,
+        /// The version that its row has, or `None` if there is no such row.
+        version: Option<u64>,
+    },
 }
 
 /// The refusals that a program may want to tell apart.
@@ -519,6 +355,16 @@ pub enum RefusalCode {
     NotBootstrapped,
     /// The request does not fit what is there already.
     Conflict,
+    /// What was named is not there.
+    NotFound,
+    /// What was named is there already.
+    Exists,
+    /// It would cost the last copy of a shard, or its quorum.
+    WouldLose,
+    /// The node was removed from the cluster or replaced in it.
+    Retired,
+    /// This balancer has no way to do that.
+    Unsupported,
 }
 
 impl Failure {

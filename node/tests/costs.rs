@@ -1,0 +1,121 @@
+//! What nodes cost that have nothing to do, and how long a new replica takes. Not claims but measurements; run them with
+//! `cargo test --release -p shkv-node --test costs -- --ignored --nocapture --test-threads 1`.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test waits for what it has set in motion, and fails where it cannot go on"
+)]
+
+mod common;
+
+use bytes::Bytes;
+use common::{CLUSTER, Group, KEYSPACE, PATIENCE, small, soon};
+use shkv_node::{Node, NodeConfig, Tuning};
+use shkv_proto::link::Link;
+use shkv_proto::map::Part;
+use shkv_proto::message::{Beat, CreateReplica, Hello, NodeStatus, Role};
+use shkv_proto::{Frame, Header, Kind, ReplicaId, ShardId, codec};
+use std::time::Duration;
+use tokio::time::Instant;
+
+const COPIES: usize = 3;
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+async fn statuses(nodes: &[(Node, Link)]) -> Vec<NodeStatus> {
+    let addrs: Vec<_> = nodes.iter().map(|(node, _)| (node.id(), node.addr().to_string())).collect();
+    let beat = codec::encode(&Beat { addrs, map: None, retired: None }).unwrap();
+    let mut statuses = Vec::new();
+    for (_, link) in nodes {
+        let frame = Frame::new(Header::new(Kind::Beat), beat.clone(), Bytes::new());
+        statuses.push(link.ask::<NodeStatus>(frame, soon()).await.unwrap().0);
+    }
+    statuses
+}
+
+async fn measure(node_count: usize, shard_count: u32) {
+    let folder = tempfile::tempdir().unwrap();
+    let tuning = Tuning { threads: 1, ..small() };
+    let before_kib = resident_kib();
+    let mut nodes = Vec::new();
+    for at in 0..node_count {
+        let data = folder.path().join(format!("Server{at}"));
+        let config = NodeConfig { tuning, ..NodeConfig::new(format!("Server{at}"), data, "127.0.0.1:0") };
+        let node = Node::start(config).await.unwrap();
+        let link = Link::open(node.addr().to_string(), Hello::ours(Some(CLUSTER), Role::Balancer), |_| Ok(()));
+        nodes.push((node, link));
+    }
+    statuses(&nodes).await;
+    let empty_kib = resident_kib();
+    for shard in 0..shard_count {
+        let places: Vec<_> = (0..COPIES).map(|n| (shard as usize + n) % node_count).collect();
+        let homes: Vec<_> = places.iter().zip(1..).map(|(at, n)| (ReplicaId(n), nodes[*at].0.id())).collect();
+        for (copy, at) in places.iter().enumerate() {
+            let create = CreateReplica {
+                cluster: CLUSTER,
+                shard: ShardId(shard),
+                keyspace: KEYSPACE,
+                part: Part::everything(),
+                replica: homes[copy].0,
+                founders: homes.iter().map(|(replica, _)| *replica).collect(),
+                homes: homes.clone(),
+                campaign: copy == 0,
+            };
+            let frame = Frame::new(Header::new(Kind::CreateReplica), codec::encode(&create).unwrap(), Bytes::new());
+            let () = nodes[*at].1.ask(frame, soon()).await.unwrap().0;
+        }
+    }
+    let deadline = Instant::now() + 3 * PATIENCE;
+    while statuses(&nodes).await.iter().flat_map(|status| &status.replicas).filter(|r| r.leads).count()
+        < shard_count as usize
+    {
+        assert!(Instant::now() < deadline, "not every shard has a leader");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let cpu_us = statuses(&nodes).await[0].cpu_us;
+    let time = Instant::now();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let used = statuses(&nodes).await[0].cpu_us - cpu_us;
+    let percent = used as f64 / time.elapsed().as_micros() as f64 * 100.0;
+    println!(
+        "{node_count} nodes, {shard_count} shards: {percent:.1} % of a core in all, {:.2} % a node; {} KiB an empty node, {} KiB a replica",
+        percent / node_count as f64,
+        (empty_kib - before_kib) / node_count as u64,
+        (resident_kib() - empty_kib) / (u64::from(shard_count) * COPIES as u64),
+    );
+}
+
+#[tokio::test]
+#[ignore = "it measures, and claims nothing"]
+async fn what_five_hundred_shards_cost() {
+    measure(3, 500).await;
+}
+
+#[tokio::test]
+#[ignore = "it measures, and claims nothing"]
+async fn what_a_hundred_nodes_cost() {
+    measure(100, 100).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "it measures, and claims nothing"]
+async fn what_a_snapshot_of_fifty_megabytes_takes() {
+    let mut group = Group::new(1, Tuning { table_bytes: 8 << 20, ..small() }).await;
+    let value = "v".repeat(32 << 10);
+    for n in 0..1_600 {
+        group.put(&format!("key{n:05}"), &value).await;
+    }
+    group.until(0, |status| status.replicas[0].log_first > 1).await;
+    group.add().await;
+    group.introduce().await;
+    let time = Instant::now();
+    group.fill(1, 2, &[1], &[(1, 0)]).await;
+    let status = group.until(1, |status| status.replicas[0].revision == 1_600).await;
+    println!("{} snapshot(s), filled after {:?}", status.replicas[0].snapshots_installed, time.elapsed());
+}

@@ -1,0 +1,208 @@
+//! Real containers on a real engine: started through Compose, killed, replaced. The image is named by SHKV_DOCKER_IMAGE,
+//! because building it takes a release build: `docker/build shkv:test && SHKV_DOCKER_IMAGE=shkv:test cargo test --test docker`.
+//! Without it these tests say that they did nothing.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test starts, waits and kills, and fails where it cannot go on"
+)]
+
+use shkv_client::{Client, StatusDone};
+use shkv_tests::load::Load;
+use shkv_tests::{PATIENCE, Server, connect, is_whole, until_status};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_shkv"))
+}
+
+/// The image; without one there is nothing to test here.
+fn image() -> Option<String> {
+    let image = std::env::var("SHKV_DOCKER_IMAGE").ok();
+    if image.is_none() {
+        println!("skipped: SHKV_DOCKER_IMAGE names no image");
+    }
+    image
+}
+
+fn docker(args: &[&str]) -> Result<String, String> {
+    let output = Command::new("docker").args(args).output().map_err(|error| format!("docker: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A deployment through Compose, which is gone when this is dropped.
+struct Deployment {
+    name: String,
+    image: String,
+    ports: [u16; 5],
+}
+
+impl Deployment {
+    fn new(image: String, name: &str) -> Self {
+        let name = format!("shkvtest{name}{}", std::process::id());
+        Self { name, image, ports: std::array::from_fn(|_| free_port()) }
+    }
+
+    fn compose(&self, args: &[&str]) {
+        // Compose is a plugin of the engine's command, or a command of its own.
+        let mut command = if docker(&["compose", "version"]).is_ok() {
+            let mut command = Command::new("docker");
+            command.arg("compose");
+            command
+        } else {
+            Command::new("docker-compose")
+        };
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docker/compose.yaml");
+        command.arg("-p").arg(&self.name).arg("-f").arg(file).args(args);
+        command.env("SHKV_IMAGE", &self.image).env("SHKV_NETWORK", &self.name);
+        let names = ["SHKV_PORT", "SHKV_HTTP_PORT", "SHKV_NODE0_PORT", "SHKV_NODE1_PORT", "SHKV_NODE2_PORT"];
+        command.envs(names.iter().zip(self.ports).map(|(name, port)| (name, port.to_string())));
+        let output = command.stdin(Stdio::null()).output().expect("Compose is installed");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn addr(&self) -> String {
+        format!("127.0.0.1:{}", self.ports[0])
+    }
+
+    fn group(&self) -> String {
+        format!("label=shkv.group={}", self.name)
+    }
+
+    /// Containers that the balancer has started.
+    fn spawned(&self) -> Vec<String> {
+        let names = docker(&["ps", "--all", "--filter", &self.group(), "--format", "{{.Names}}"]).unwrap();
+        names.lines().map(ToOwned::to_owned).collect()
+    }
+
+    async fn client(&self) -> Client {
+        connect(&[self.addr()]).await
+    }
+}
+
+impl Drop for Deployment {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let balancer = format!("{}_spawner_1", self.name);
+            println!("{:?}", docker(&["logs", "--tail", "60", &balancer]));
+        }
+        for container in self.spawned() {
+            println!("{:?}", docker(&["rm", "--force", "--volumes", &container]));
+        }
+        if let Ok(volumes) = docker(&["volume", "ls", "--quiet", "--filter", &self.group()]) {
+            volumes.lines().for_each(|volume| println!("{:?}", docker(&["volume", "rm", volume])));
+        }
+        self.compose(&["--profile", "spawn", "down", "--volumes", "--timeout", "5"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_started_by_compose_is_reached_from_the_host() {
+    let Some(image) = image() else { return };
+    let deployment = Deployment::new(image, "fixed");
+    deployment.compose(&["up", "--detach"]);
+    let client = deployment.client().await;
+    let is_told =
+        |status: &StatusDone| status.map.as_ref().unwrap().nodes.iter().all(|node| node.addr_outside.is_some());
+    until_status(&client, |status| is_whole(status, 3) && is_told(status)).await;
+    let client = deployment.client().await;
+    let load = Load::start(&client, "row", 4);
+    load.progress(200).await;
+    let checked =
+        docker(&["inspect", "--format", "{{.State.Health.Status}}", &format!("{}_server0_1", deployment.name)]);
+    assert!(["starting", "healthy"].contains(&checked.unwrap().as_str()), "the health check is run by the binary");
+    // Without the balancer, the client goes on: it reaches the nodes by the ports that are published for them.
+    deployment.compose(&["stop", "--timeout", "5", "balancer"]);
+    load.progress(200).await;
+    deployment.compose(&["start", "balancer"]);
+    let report = load.stop().await;
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
+    report.check(&client).await;
+    let user = docker(&["inspect", "--format", "{{.Config.User}}", &format!("{}_server0_1", deployment.name)]).unwrap();
+    assert_eq!(user, "65532:65532", "not root");
+}
+
+/// The container of a node that leads shards.
+fn container_of_a_leader(status: &StatusDone, group: &str) -> String {
+    let nodes = status.nodes.iter().filter_map(|(_, node)| node.as_ref().ok());
+    let led = |node: &&shkv_client::NodeStatus| node.replicas.iter().filter(|replica| replica.leads).count();
+    let id = nodes.max_by_key(led).unwrap().id;
+    format!("{group}-{}", status.map.as_ref().unwrap().node(id).unwrap().instance)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_container_is_replaced_and_nothing_acknowledged_is_lost() {
+    let Some(image) = image() else { return };
+    let deployment = Deployment::new(image, "spawn");
+    deployment.compose(&["up", "--detach", "spawner"]);
+    let client = deployment.client().await;
+    let is_told = |status: &StatusDone| {
+        status.map.as_ref().unwrap().nodes.iter().all(|node| !node.instance.is_empty() && node.addr_outside.is_some())
+    };
+    let before = until_status(&client, |status| is_whole(status, 3) && is_told(status)).await;
+    let names = |status: &StatusDone| {
+        let mut names: Vec<String> = status.map.as_ref().unwrap().nodes.iter().map(|node| node.name.clone()).collect();
+        names.sort();
+        names
+    };
+    let load = Load::start(&client, "row", 4);
+    load.progress(200).await;
+
+    let victim = container_of_a_leader(&before, &deployment.name);
+    let killed = Instant::now();
+    docker(&["kill", &victim]).unwrap();
+    load.progress(50).await;
+    println!("writes went on {:?} after the kill", killed.elapsed());
+    let healed = until_status(&client, |status| {
+        let map = status.map.as_ref().unwrap();
+        is_whole(status, 3)
+            && map.nodes.len() == 3
+            && map.nodes.iter().all(|node| format!("{}-{}", deployment.name, node.instance) != victim)
+    })
+    .await;
+    println!("it was whole again {:?} after the kill", killed.elapsed());
+    assert_eq!(names(&healed), names(&before), "the same names");
+    load.progress(100).await;
+    let report = load.stop().await;
+    println!("longest time without an acknowledgement: {:?}", report.longest_gap);
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
+    report.check(&client).await;
+
+    // What is dead is cleared away, and nothing half made is left.
+    let until = Instant::now() + PATIENCE;
+    while deployment.spawned().len() != 3 || deployment.spawned().contains(&victim) {
+        assert!(Instant::now() < until, "{:?}", deployment.spawned());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let volumes = docker(&["volume", "ls", "--quiet", "--filter", &deployment.group()]).unwrap();
+    assert_eq!(volumes.lines().count(), 3, "{volumes}");
+}
+
+#[test]
+fn what_is_missing_is_told_by_name_and_nothing_is_left_behind() {
+    let Some(image) = image() else { return };
+    let network = format!("shkvtestnone{}", std::process::id());
+    let start = |more: &[&str]| {
+        let line = ["balancer", "--spawn", "docker", "--bootstrap", "--listen", "127.0.0.1:7399"];
+        match Server::try_start(binary(), &[&line[..], more].concat()) {
+            Ok(_) => panic!("it started"),
+            Err(words) => words,
+        }
+    };
+    let words = start(&["--docker-socket", "/nonexistent/docker.sock"]);
+    assert!(words.contains("/nonexistent/docker.sock"), "{words}");
+    let words = start(&["--docker-image", "nosuch:image", "--docker-network", "bridge"]);
+    assert!(words.contains("nosuch:image") && words.contains("docker/build"), "{words}");
+    let words = start(&["--docker-image", &image, "--docker-network", &network]);
+    assert!(words.contains(&network) && words.contains("docker network create"), "{words}");
+    let left = docker(&["ps", "--all", "--quiet", "--filter", &format!("label=shkv.group={network}")]).unwrap();
+    assert_eq!(left, "");
+}
