@@ -1,10 +1,6 @@
 //! A hundred nodes in one process, on real disks and sockets: they start, are used evenly, and lose ten of them.
 
-#![expect(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    reason = "a test starts, waits and drops, and fails where it cannot go on"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
 use shkv_balancer::{Balancer, BalancerConfig, Bootstrap};
 use shkv_client::StatusDone;

@@ -214,7 +214,7 @@ fn joined(data: &Path, names: &[&str], more: &[&str]) -> (String, Server, Vec<Se
 async fn a_node_that_joins_takes_its_share_and_one_that_may_not_is_told_why() {
     let data = tempfile::tempdir().unwrap();
     let (addr, _balancer, members) = joined(data.path(), &["a", "b", "c"], &[]);
-    let client = connect(&[addr.clone()]).await;
+    let client = connect(std::slice::from_ref(&addr)).await;
     let before = until_status(&client, |status| is_whole(status, 3)).await;
     let _d = node(data.path(), &addr, "d", &["--domain", "rack2", "--capacity", "100"]);
     let after =

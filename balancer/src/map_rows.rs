@@ -183,11 +183,7 @@ impl State {
 
     /// Head and tail of the batch that makes `after` of this state, if it is still this one. With `as_controller`, only
     /// if the row that says so is still of that version. `None` if there is nothing to write.
-    pub(crate) fn batch_to(
-        &self,
-        after: &Self,
-        as_controller: Option<u64>,
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, CodecError> {
+    pub(crate) fn batch_to(&self, after: &Self, as_controller: Option<u64>) -> Result<Option<HeadAndTail>, CodecError> {
         let (old_map, new_map) = (self.map_rows()?, after.map_rows()?);
         let (old_other, new_other) = (self.other_rows()?, after.other_rows()?);
         let map_changes = old_map != new_map || self.meta()? != after.meta()? || self.map.epoch == Epoch::NONE;
@@ -223,6 +219,9 @@ impl State {
         Ok(Some((head, puts.iter().flat_map(|(_, value, _)| value.iter().copied()).collect())))
     }
 }
+
+/// The body of a batch: what it does, and the values that it puts, one behind the other.
+pub(crate) type HeadAndTail = (Vec<u8>, Vec<u8>);
 
 /// What must hold of a row that is to change. Rows of the map are held by `meta`. Those of wanted nodes are written by
 /// operators and by the controller without it, and neither may undo what the other has done. The rest is only told.

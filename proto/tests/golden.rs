@@ -130,7 +130,8 @@ fn cluster() -> [Example; 4] {
         next_shard: ShardId(2),
         next_keyspace: KeyspaceId(2),
     };
-    let change = ChangeReplicas { learn: vec![], promote: vec![ReplicaId(4)], remove: vec![ReplicaId(1)] };
+    let from = [1, 2, 3].map(ReplicaId).to_vec();
+    let change = ChangeReplicas { from, learn: vec![], promote: vec![ReplicaId(4)], remove: vec![ReplicaId(1)] };
     let map = MapDone { map, leaders: vec![(ShardId(1), NodeId(300))] };
     let append = RaftMessage {
         shard: ShardId(3),

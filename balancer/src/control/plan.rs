@@ -368,7 +368,7 @@ impl<'a> Planner<'a> {
                 self.steps.push(Step::Transfer(shard.id, led.node, heir));
             }
         } else if self.has_quorum(shard, led, &[], &strays) {
-            let change = ChangeReplicas { learn: vec![], promote: vec![], remove: strays };
+            let change = ChangeReplicas { from: led.group.voters.clone(), remove: strays, ..ChangeReplicas::default() };
             self.steps.push(Step::Change(shard.id, led.node, change));
         }
         true
@@ -425,7 +425,7 @@ impl<'a> Planner<'a> {
             .map(|home| (home.id, home.node))
             .collect();
         if !unknown.is_empty() {
-            let learn = ChangeReplicas { learn: unknown, promote: vec![], remove: vec![] };
+            let learn = ChangeReplicas { from: group.voters.clone(), learn: unknown, ..ChangeReplicas::default() };
             return self.steps.push(Step::Change(shard.id, led.node, learn));
         }
         let ready: Vec<ReplicaId> = by_role(ReplicaRole::Learner)
@@ -453,7 +453,7 @@ impl<'a> Planner<'a> {
             }
         }
         if self.has_quorum(shard, led, &ready, &remove) {
-            let change = ChangeReplicas { learn: vec![], promote: ready, remove };
+            let change = ChangeReplicas { from: group.voters.clone(), learn: vec![], promote: ready, remove };
             self.steps.push(Step::Change(shard.id, led.node, change));
         }
     }

@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests: start tasks, wait and tell the time")]
 
 mod boot;
+mod control;
 mod fake;
 mod proxy;
 mod scan;

@@ -1,6 +1,8 @@
 //! A node in a process of its own: the same binary with the command `node`. Unless it is to outlive this process, it ends
 //! with it, because its standard input is a pipe that this process holds.
 
+#![expect(clippy::disallowed_methods, reason = "a shell: waits before it looks again")]
+
 use crate::members::{Member, Told};
 use rustix::process::{Pid, Signal};
 use shkv_node::NodeLook;

@@ -3,6 +3,8 @@
 //! Every instance is a folder of one data directory. A node that ends by itself is started again on its own data; only
 //! one that cannot be brought back is replaced, by the controller, with another instance.
 
+#![expect(clippy::disallowed_methods, reason = "a shell: a task watches each node")]
+
 use crate::args::{Spawn, Tuning};
 use crate::members::{Member, Running, Told};
 use parking_lot::Mutex;

@@ -419,7 +419,9 @@ impl Shard {
         // Those who were removed are told so while this round's messages go out, and heard if they ask for votes.
         gone.into_iter().for_each(|(id, node)| self.heard_from(id, node));
         if !is_member(&state, me) {
-            tracing::info!(shard = self.cell.shard.0, replica = me.0, "the replica is no longer of its group");
+            if is_member(&self.meta.state, me) {
+                tracing::info!(shard = self.cell.shard.0, replica = me.0, "the replica is no longer of its group");
+            }
             self.forget_flights("the replica was removed from its group");
         }
         self.meta.state = state;

@@ -293,6 +293,10 @@ fn plan(step: &ChangeReplicas, conf: &SnapshotHead, homes: &[(ReplicaId, NodeId)
     if !stays && !step.promote.iter().any(|id| conf.learners.contains(id)) {
         return Err(Failure::refusal(RefusalCode::WouldLose, "the shard would be left without a replica that votes"));
     }
+    let voters: BTreeSet<_> = conf.voters.iter().copied().collect();
+    if !changes.is_empty() && !step.from.is_empty() && voters != step.from.iter().copied().collect() {
+        return conflict(format!("replicas {voters:?} vote, not {:?} from which the step goes out", step.from));
+    }
     Ok(Planned { changes, added })
 }
 
@@ -316,7 +320,7 @@ mod tests {
     fn step(learn: &[(u64, u64)], promote: &[u64], remove: &[u64]) -> ChangeReplicas {
         let ids = |ids: &[u64]| ids.iter().copied().map(ReplicaId).collect();
         let learn = learn.iter().map(|(id, node)| (ReplicaId(*id), NodeId(*node))).collect();
-        ChangeReplicas { learn, promote: ids(promote), remove: ids(remove) }
+        ChangeReplicas { from: vec![], learn, promote: ids(promote), remove: ids(remove) }
     }
 
     #[test]
@@ -343,6 +347,13 @@ mod tests {
         assert_eq!(code(&step(&[(5, 10)], &[], &[])), Some(RefusalCode::Conflict), "its node keeps another");
         assert_eq!(code(&step(&[], &[4], &[4])), Some(RefusalCode::Conflict), "promoted and removed");
         assert_eq!(code(&step(&[(0, 50)], &[], &[])), Some(RefusalCode::Conflict), "0 is nobody");
+        let from = |voters: &[u64]| voters.iter().copied().map(ReplicaId).collect();
+        let swap = ChangeReplicas { from: from(&[3, 2, 1]), ..step(&[], &[4], &[1]) };
+        assert_eq!(code(&swap), None);
+        let late = ChangeReplicas { from: from(&[1, 2, 4]), ..swap };
+        assert_eq!(code(&late), Some(RefusalCode::Conflict), "others vote by now");
+        let done = ChangeReplicas { from: from(&[1, 2, 4]), ..step(&[], &[3], &[9]) };
+        assert_eq!(code(&done), None, "it is so already");
         assert_eq!(code(&step(&[], &[], &[1, 2, 3])), Some(RefusalCode::WouldLose));
         assert_eq!(code(&step(&[], &[4], &[1, 2, 3])), None);
     }

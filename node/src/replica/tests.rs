@@ -183,7 +183,7 @@ impl Net {
 
     fn change(&mut self, leader: u64, learn: &[u64], promote: &[u64], remove: &[u64]) {
         let learn: Vec<_> = learn.iter().map(|id| (ReplicaId(*id), NodeId(*id))).collect();
-        let step = ChangeReplicas { learn, promote: ids(promote), remove: ids(remove) };
+        let step = ChangeReplicas { from: vec![], learn, promote: ids(promote), remove: ids(remove) };
         self.until("the step is taken", |net| match net.at(leader).change(&step, &[]) {
             Ok(()) => true,
             Err(ChangeFailure::Failure(Failure::Busy { .. })) => false,
@@ -221,7 +221,7 @@ fn a_step_that_is_told_to_hold_survives_a_crash_of_all_and_the_loss_of_one() {
             // When nobody is lucky for long, everybody is lucky for once.
             net.lost = if net.lucky(20) { 0 } else { lost };
             let Some(leader) = net.leader() else { return false };
-            let step = ChangeReplicas { learn: vec![], promote: ids(&[4, 5]), remove: ids(&[1, 2]) };
+            let step = ChangeReplicas { from: vec![], learn: vec![], promote: ids(&[4, 5]), remove: ids(&[1, 2]) };
             if let Err(ChangeFailure::HandOver(heir)) = net.at(leader).change(&step, &[]) {
                 net.at(leader).transfer_to(heir);
             }

@@ -270,7 +270,7 @@ pub fn ids(ids: &[u64]) -> Vec<ReplicaId> {
 
 pub fn step(learn: &[(u64, NodeId)], promote: &[u64], remove: &[u64]) -> ChangeReplicas {
     let learn = learn.iter().map(|(id, node)| (ReplicaId(*id), *node)).collect();
-    ChangeReplicas { learn, promote: ids(promote), remove: ids(remove) }
+    ChangeReplicas { from: vec![], learn, promote: ids(promote), remove: ids(remove) }
 }
 
 impl Group {

@@ -88,8 +88,11 @@ pub struct TransferLeader {
 
 /// Head of [`crate::Kind::ChangeReplicas`], to the leader of the header's shard: one step from one configuration of its
 /// group to the next, by joint consensus (Ongaro and Ousterhout, 2014, section 6). Done means proposed, or so already.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ChangeReplicas {
+    /// The voters from which the step was thought out, in order: with others it is refused, unless the group is as it
+    /// should be already. Empty for whatever they are.
+    pub from: Vec<ReplicaId>,
     /// Replicas that are to learn, with their nodes.
     pub learn: Vec<(ReplicaId, NodeId)>,
     /// Learners that are to vote.

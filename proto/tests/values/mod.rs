@@ -239,7 +239,12 @@ pub fn join() -> impl Strategy<Value = Join> {
 /// A step of a group.
 pub fn change_replicas() -> impl Strategy<Value = ChangeReplicas> {
     let ids = || vec(number().prop_map(ReplicaId), 0..4);
-    (homes(), ids(), ids()).prop_map(|(learn, promote, remove)| ChangeReplicas { learn, promote, remove })
+    (ids(), homes(), ids(), ids()).prop_map(|(from, learn, promote, remove)| ChangeReplicas {
+        from,
+        learn,
+        promote,
+        remove,
+    })
 }
 
 /// A wish of an operator.

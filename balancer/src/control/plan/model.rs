@@ -296,6 +296,9 @@ impl Model {
             return;
         };
         let mut now = group.clone();
+        if !now.voters.iter().eq(&change.from) {
+            return; // it was thought out on old news
+        }
         for (id, home) in &change.learn {
             let taken = now.homes.iter().any(|(other, on)| {
                 on == home && other != id && (now.voters.contains(other) || now.learners.contains(other))
@@ -427,9 +430,8 @@ impl Model {
             let nodes: BTreeSet<&NodeId> = homes().collect();
             assert_eq!(nodes.len(), homes().count(), "two replicas of shard {shard} on one node: {group:?}");
         }
-        for node in self.state.map.nodes.iter().filter(|node| self.state.gone.iter().any(|gone| gone.id == node.id)) {
-            panic!("{} is gone and a member", node.name);
-        }
+        let back = self.state.map.nodes.iter().find(|node| self.state.gone.iter().any(|gone| gone.id == node.id));
+        assert!(back.is_none(), "a node is gone and a member: {back:?}");
     }
 
     /// Goes on until nothing is left to do for a while.
