@@ -7,12 +7,12 @@
 
 use crate::health::{Health, Lacks};
 use crate::map_rows::State;
-use crate::metrics::{Metrics, NodeLabel};
+use crate::metrics::{HealthLabel, Metrics, NodeLabel};
 use crate::pool::Pool;
 use crate::provision::Provisioner;
 use parking_lot::{Mutex, RwLock};
-use shkv_proto::map::{NodeInfo, Part, ShardInfo};
-use shkv_proto::message::{Controller, NodeStatus};
+use shkv_proto::map::{NodeInfo, Part, ReplicaRole, ShardInfo};
+use shkv_proto::message::{Controller, NodeHealth, NodeStatus};
 use shkv_proto::route::Routes;
 use shkv_proto::{ClusterId, Epoch, KeyspaceId, Map, NodeId, ShardId};
 use std::collections::BTreeMap;
@@ -290,6 +290,17 @@ impl Cluster {
         let lacks = self.lacks();
         self.metrics.map_epoch.set(routes.map().epoch.0 as i64);
         self.metrics.shards_without_leader.set(lacks.shards_without_leader.len() as i64);
+        let controls = self.controller().is_some_and(|who| who.balancer == self.setup.me);
+        self.metrics.controls.set(i64::from(controls));
+        let homes = routes.map().shards.iter().flat_map(|shard| &shard.replicas);
+        let moving = homes.filter(|home| home.role != ReplicaRole::Voter).count();
+        self.metrics.replicas_moving.set(moving as i64);
+        let fares = |node: &NodeInfo| self.health(|health, now| health.of(node.id, now));
+        let fares: Vec<NodeHealth> = routes.map().nodes.iter().map(fares).collect();
+        for (health, label) in [(NodeHealth::Up, "up"), (NodeHealth::Suspect, "suspect"), (NodeHealth::Down, "down")] {
+            let count = fares.iter().filter(|fare| **fare == health).count();
+            self.metrics.nodes.get_or_create(&HealthLabel { health: label }).set(count as i64);
+        }
         for (node, home) in self.pool.homes() {
             let label = NodeLabel { node: node.to_string() };
             self.metrics.links_up.get_or_create(&label).set(home.links_up() as i64);

@@ -31,6 +31,12 @@ pub(crate) struct Metrics {
     pub(crate) map_epoch: Gauge,
     /// Shards that no live node says it leads.
     pub(crate) shards_without_leader: Gauge,
+    /// Whether this balancer holds the controller's lease.
+    pub(crate) controls: Gauge,
+    /// Replicas that are being filled or are to go.
+    pub(crate) replicas_moving: Gauge,
+    /// Nodes of the map, by how they fare.
+    pub(crate) nodes: Family<HealthLabel, Gauge>,
     /// Links that are up, by node.
     pub(crate) links_up: Family<NodeLabel, Gauge>,
     /// Seconds since a node was heard.
@@ -42,6 +48,13 @@ pub(crate) struct Metrics {
 pub(crate) struct NodeLabel {
     /// Its id.
     pub(crate) node: String,
+}
+
+/// How nodes fare as a label.
+#[derive(Clone, Hash, PartialEq, Eq, Debug, EncodeLabelSet)]
+pub(crate) struct HealthLabel {
+    /// `up`, `suspect` or `down`.
+    pub(crate) health: &'static str,
 }
 
 #[derive(Clone, Hash, PartialEq, Eq, Debug, EncodeLabelSet)]
@@ -64,6 +77,9 @@ impl Metrics {
             connections: Gauge::default(),
             map_epoch: Gauge::default(),
             shards_without_leader: Gauge::default(),
+            controls: Gauge::default(),
+            replicas_moving: Gauge::default(),
+            nodes: Family::default(),
             links_up: Family::default(),
             heard_age: Family::default(),
             registry: Registry::default(),
@@ -75,6 +91,10 @@ impl Metrics {
         registry.register("map_epoch", "Epoch of the shard map, 0 for none", metrics.map_epoch.clone());
         let without = metrics.shards_without_leader.clone();
         registry.register("shards_without_leader", "Shards that no live node leads", without);
+        registry.register("controls", "1 if this balancer controls the cluster", metrics.controls.clone());
+        let moving = metrics.replicas_moving.clone();
+        registry.register("replicas_moving", "Replicas that are being filled or are to go", moving);
+        registry.register("nodes", "Nodes by health", metrics.nodes.clone());
         registry.register("links_up", "Links that are up", metrics.links_up.clone());
         registry.register("heard_age_seconds", "Time since a node was heard", metrics.heard_age.clone());
         Self { registry, ..metrics }

@@ -29,6 +29,9 @@ async fn life_readiness_and_metrics_are_told_and_anything_else_is_a_json_error()
     for line in [
         "requests_total{kind=\"put\",outcome=\"done\"} 1",
         "shards_without_leader 0",
+        "nodes{health=\"up\"} 3",
+        "nodes{health=\"down\"} 0",
+        "replicas_moving 0",
         "links_up{node=\"000000000000000b\"} 2",
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");

@@ -108,7 +108,7 @@ pub struct GetDone {
 }
 
 /// Head of [`crate::Kind::Scan`] and [`crate::Kind::Count`]. Both look at one shard, or, sent to a balancer with
-/// [`ShardId::UNROUTED`], at the whole keyspace.
+/// [`crate::ShardId::UNROUTED`], at the whole keyspace.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Scan {
     /// The keyspace.
