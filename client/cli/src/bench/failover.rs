@@ -4,7 +4,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: waits and tells the time")]
 
-use super::key;
+use super::workload::key;
 use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};

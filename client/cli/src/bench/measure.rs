@@ -10,6 +10,7 @@ use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use std::fmt::Display;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -28,6 +29,7 @@ const OVER: u8 = 2;
 pub struct Window {
     phase: AtomicU8,
     told_failure: AtomicBool,
+    began: OnceLock<Instant>,
 }
 
 impl Window {
@@ -41,6 +43,9 @@ impl Window {
     }
 
     fn enter(&self, phase: u8) {
+        if phase == MEASURING {
+            self.began.get_or_init(Instant::now);
+        }
         self.phase.store(phase, Ordering::Relaxed);
     }
 }
@@ -50,6 +55,17 @@ impl Window {
 pub struct Tally {
     nanos: Histogram<u64>,
     errors: u64,
+    rows: u64,
+    series: Vec<Second>,
+}
+
+/// What happened in one second of those that are measured.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Second {
+    /// Operations that ended.
+    pub ops: u64,
+    /// The longest of them, in nanoseconds.
+    pub nanos_max: u64,
 }
 
 impl Tally {
@@ -58,14 +74,28 @@ impl Tally {
     /// # Errors
     /// None that can happen: the histogram's digits are sound.
     pub fn new() -> anyhow::Result<Self> {
-        Ok(Self { nanos: Histogram::new(DIGITS).context("a histogram")?, errors: 0 })
+        Ok(Self { nanos: Histogram::new(DIGITS).context("a histogram")?, errors: 0, rows: 0, series: Vec::new() })
     }
 
     /// An operation that began then has succeeded now.
     pub fn succeeded(&mut self, window: &Window, began: Instant) {
-        if window.counts() {
-            let _ = self.nanos.record(began.elapsed().as_nanos() as u64); // cannot fail: it grows as it must
+        if !window.counts() {
+            return;
         }
+        let now = Instant::now();
+        let nanos = now.duration_since(began).as_nanos() as u64;
+        let _ = self.nanos.record(nanos); // cannot fail: it grows as it must
+        let second = window.began.get().map_or(0, |begin| now.duration_since(*begin).as_secs() as usize);
+        if second >= self.series.len() {
+            self.series.resize(second + 1, Second::default());
+        }
+        self.series[second].ops += 1;
+        self.series[second].nanos_max = self.series[second].nanos_max.max(nanos);
+    }
+
+    /// So many rows were read in order.
+    pub fn scanned(&mut self, window: &Window, rows: u64) {
+        self.rows += if window.counts() { rows } else { 0 };
     }
 
     /// An operation has failed. The first one of all is printed; then there is a pause.
@@ -100,6 +130,8 @@ pub struct Outcome {
     pub ops: u64,
     /// Operations that failed.
     pub errors: u64,
+    rows: u64,
+    series: Vec<Second>,
     secs: f64,
     nanos: Histogram<u64>,
     server_cpu_us: u64,
@@ -127,15 +159,23 @@ pub async fn measure(
     let secs = began.elapsed().as_secs_f64();
     let client_cpu_us = own_cpu_us() - cpu_before;
     let after = usage().await?;
-    let Tally { mut nanos, mut errors } = Tally::new()?;
+    let Tally { mut nanos, mut errors, mut rows, .. } = Tally::new()?;
+    let mut series = vec![Second::default(); secs.ceil() as usize];
     while let Some(tally) = workers.join_next().await {
         let tally = tally.context("a worker")??;
         nanos.add(&tally.nanos).context("adding up latencies")?;
         errors += tally.errors;
+        rows += tally.rows;
+        for (all, one) in series.iter_mut().zip(&tally.series) {
+            all.ops += one.ops;
+            all.nanos_max = all.nanos_max.max(one.nanos_max);
+        }
     }
     Ok(Outcome {
         ops: nanos.len(),
         errors,
+        rows,
+        series,
         secs,
         server_cpu_us: growth(&before.cpu_us, &after.cpu_us),
         client_cpu_us,
@@ -177,6 +217,7 @@ impl Outcome {
         json!({
             "ops_per_sec": tenths(self.ops_per_sec()),
             "p50_us": self.us(0.5),
+            "p90_us": self.us(0.9),
             "p99_us": self.us(0.99),
             "p999_us": self.us(0.999),
             "max_us": self.us(1.0),
@@ -185,14 +226,20 @@ impl Outcome {
             "client_cpu_us_per_op": thousandths(self.per_op(self.client_cpu_us)),
             "log_syncs_per_op": thousandths(self.per_op(self.log_syncs)),
             "ops": self.ops,
+            "rows_per_sec": tenths(self.rows as f64 / self.secs.max(f64::MIN_POSITIVE)),
+            "series": self.series.iter().map(|second| json!([second.ops, second.nanos_max / 1_000])).collect::<Vec<_>>(),
             "secs": thousandths(self.secs),
         })
     }
 
     /// For people.
     pub fn text(&self) -> String {
+        let rows = match self.rows {
+            0 => String::new(),
+            rows => format!("   {:.0} rows/s", rows as f64 / self.secs.max(f64::MIN_POSITIVE)),
+        };
         format!(
-            "{:.0} op/s   p50 {:.0} us   p99 {:.0} us   p99.9 {:.0} us   max {:.0} us   {} errors   CPU per operation: servers {:.2} us, client {:.2} us   {:.3} log syncs per operation",
+            "{:.0} op/s{rows}   p50 {:.0} us   p99 {:.0} us   p99.9 {:.0} us   max {:.0} us   {} errors   CPU per operation: servers {:.2} us, client {:.2} us   {:.3} log syncs per operation",
             self.ops_per_sec(),
             self.us(0.5),
             self.us(0.99),
@@ -216,6 +263,7 @@ fn thousandths(number: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::workload::Workload;
     use super::*;
 
     #[test]
@@ -229,9 +277,9 @@ mod tests {
         let plan = Plan {
             conns: 1,
             depth: 1,
-            keys: 1,
+            workload: Workload::ycsb('c', 1).unwrap(),
+            rate: None,
             value_bytes: 0,
-            read_ratio: 0.0,
             warmup: Duration::from_millis(30),
             measured: Duration::from_millis(60),
         };
@@ -256,6 +304,7 @@ mod tests {
         assert!(outcome.ops > 0 && outcome.errors > 0, "{outcome:?}");
         assert_eq!(outcome.server_cpu_us, 0);
         assert!(outcome.us(0.5) >= 1_000.0, "{}", outcome.text());
+        assert_eq!(outcome.series.iter().map(|second| second.ops).sum::<u64>(), outcome.ops);
         assert!(outcome.json()["p99_us"].as_f64() >= outcome.json()["p50_us"].as_f64());
     }
 }

@@ -4,8 +4,10 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: tells the time")]
 
+use super::Plan;
 use super::measure::{Outcome, Tally, Usage, Window, measure};
-use super::{Op, Plan, key};
+use super::pace::Pace;
+use super::workload::{Op, key};
 use anyhow::{Context, bail};
 use bytes::{Buf, Bytes, BytesMut};
 use rand::SeedableRng;
@@ -13,6 +15,7 @@ use rand::rngs::SmallRng;
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -39,42 +42,65 @@ enum Reply {
 /// # Errors
 /// When the server cannot be reached or does not speak RESP.
 pub async fn run(addr: &str, plan: &Plan) -> anyhow::Result<Outcome> {
-    if plan.reads() {
+    if plan.workload.mix.scan > 0.0 {
+        bail!("redis keeps no order: there are no scans of it");
+    }
+    if plan.workload.reads() {
         load(addr, plan).await?;
     }
     let window = Arc::new(Window::default());
-    let mut workers = JoinSet::new();
+    let (mut workers, inserted) = (JoinSet::new(), Arc::new(AtomicU64::new(0)));
     for seed in 0..u64::from(plan.conns) {
-        workers.spawn(work(Connection::open(addr).await?, plan.clone(), seed, window.clone()));
+        workers.spawn(work(Connection::open(addr).await?, plan.clone(), seed, inserted.clone(), window.clone()));
     }
     measure(plan, &window, workers, async || usage(addr).await).await
 }
 
-async fn work(mut server: Connection, plan: Plan, seed: u64, window: Arc<Window>) -> anyhow::Result<Tally> {
+async fn work(
+    mut server: Connection,
+    plan: Plan,
+    seed: u64,
+    inserted: Arc<AtomicU64>,
+    window: Arc<Window>,
+) -> anyhow::Result<Tally> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let value = plan.value(&mut rng);
+    let mut drawer = plan.workload.drawer(rng, inserted)?;
+    let mut pace = Pace::new(plan.rate, seed, u64::from(plan.conns));
     let mut tally = Tally::new()?;
-    let mut sent: VecDeque<(Instant, bool)> = VecDeque::with_capacity(plan.depth as usize);
+    let mut sent: VecDeque<(Instant, Op)> = VecDeque::with_capacity(plan.depth as usize);
     while !window.is_over() {
-        while sent.len() < plan.depth as usize {
-            let is_get = match plan.draw(&mut rng) {
-                Op::Get(key) => server.add(&[b"GET", &key]).map(|()| true),
-                Op::Put(key) => server.add(&[b"SET", &key, &value]).map(|()| false),
-            };
-            sent.push_back((Instant::now(), is_get?));
+        while sent.len() < plan.depth as usize
+            && let Some(began) = pace.take(Instant::now())
+        {
+            let op = drawer.draw();
+            match op {
+                Op::Get(key) | Op::Change(key) => server.add(&[b"GET", &key])?,
+                Op::Put(key) => server.add(&[b"SET", &key, &value])?,
+                Op::Scan(..) => bail!("redis keeps no order"),
+            }
+            sent.push_back((began, op));
         }
         server.flush().await?;
-        let mut reply = Some(server.reply().await?);
+        let mut reply = match pace.due().filter(|_| sent.len() < plan.depth as usize) {
+            None => Some(server.reply().await?),
+            // Cancel-safe: a reply is taken from the buffer whole, in the end.
+            Some(due) => tokio::time::timeout_at(due.into(), server.reply()).await.ok().transpose()?,
+        };
         while let Some(answer) = reply {
-            let (began, is_get) = sent.pop_front().context("an answer to nothing")?;
-            let failure = match answer {
-                Reply::Bulk(None) if is_get => Some("a key that was loaded is not there".to_owned()),
-                Reply::Error(error) => Some(error),
-                Reply::Ok | Reply::Bulk(_) => None,
+            let (began, op) = sent.pop_front().context("an answer to nothing")?;
+            let failure = match (answer, op) {
+                (Reply::Bulk(None), Op::Get(_) | Op::Change(_)) => Some("a key that was loaded is not there".into()),
+                (Reply::Error(error), _) => Some(error),
+                (Reply::Ok | Reply::Bulk(_), _) => None,
             };
-            match failure {
-                None => tally.succeeded(&window, began),
-                Some(error) => tally.failed(&window, &format!("redis: {error}")).await,
+            match (failure, op) {
+                (Some(error), _) => tally.failed(&window, &format!("redis: {error}")).await,
+                (None, Op::Change(key)) => {
+                    server.add(&[b"SET", &key, &value])?;
+                    sent.push_back((began, Op::Put(key)));
+                }
+                (None, _) => tally.succeeded(&window, began),
             }
             reply = if sent.is_empty() { None } else { take(&mut server.input)? };
         }
@@ -85,10 +111,10 @@ async fn work(mut server: Connection, plan: Plan, seed: u64, window: Arc<Window>
 /// Writes all keys. It costs no more than finding out which are missing.
 async fn load(addr: &str, plan: &Plan) -> anyhow::Result<()> {
     let mut server = Connection::open(addr).await?;
-    eprintln!("shkv-bench: loading {} keys into redis", plan.keys);
+    eprintln!("shkv-bench: loading {} keys into redis", plan.workload.keys);
     let value = plan.value(&mut SmallRng::seed_from_u64(0));
-    for begin in (0..plan.keys).step_by(LOAD_DEPTH as usize) {
-        let end = (begin + LOAD_DEPTH).min(plan.keys);
+    for begin in (0..plan.workload.keys).step_by(LOAD_DEPTH as usize) {
+        let end = (begin + LOAD_DEPTH).min(plan.workload.keys);
         for number in begin..end {
             server.add(&[b"SET", &key(number), &value])?;
         }
@@ -195,6 +221,7 @@ fn take(input: &mut BytesMut) -> anyhow::Result<Option<Reply>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::workload::{Mix, Workload};
     use super::*;
 
     #[test]
@@ -278,25 +305,30 @@ mod tests {
         }
     }
 
-    fn plan(read_ratio: f64) -> Plan {
+    fn plan(letter: char, rate: Option<f64>) -> Plan {
         let (warmup, measured) = (std::time::Duration::from_millis(10), std::time::Duration::from_millis(100));
-        Plan { conns: 2, depth: 8, keys: 1_500, value_bytes: 10, read_ratio, warmup, measured }
+        let workload = Workload::ycsb(letter, 1_500).unwrap();
+        Plan { conns: 2, depth: 8, workload, rate, value_bytes: 10, warmup, measured }
     }
 
     #[tokio::test]
     async fn the_loop_runs_against_a_server_that_speaks_resp() {
         let addr = fake_server(u64::MAX).await;
-        for read_ratio in [1.0, 0.5, 0.0] {
-            let outcome = run(&addr, &plan(read_ratio)).await.unwrap();
-            assert!(outcome.ops > 0 && outcome.errors == 0, "{}", outcome.text());
+        for (letter, rate) in [('a', None), ('c', None), ('d', None), ('f', None), ('f', Some(500.0))] {
+            let outcome = run(&addr, &plan(letter, rate)).await.unwrap();
+            assert!(outcome.ops > 0 && outcome.errors == 0, "{letter}: {}", outcome.text());
+            assert!(rate.is_none() || outcome.ops < 100, "{}", outcome.text());
         }
+        assert!(run(&addr, &plan('e', None)).await.is_err(), "it keeps no order");
         assert_eq!(usage(&addr).await.unwrap().cpu_us, [(0, 1_750_000)]);
     }
 
     #[tokio::test]
     async fn refused_commands_are_counted_and_do_not_end_the_loop() {
         let addr = fake_server(3).await;
-        let outcome = run(&addr, &plan(0.0)).await.unwrap();
+        let mut writes = plan('a', None); // nothing needs to be loaded, which would be refused
+        writes.workload.mix = Mix { put: 1.0, ..Mix::default() };
+        let outcome = run(&addr, &writes).await.unwrap();
         assert!(outcome.ops > 0 && outcome.errors > 0, "{}", outcome.text());
     }
 }

@@ -1,9 +1,9 @@
 //! The loop against shkv, by way of its client library.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: tells the time")]
-
 use super::measure::{Outcome, Tally, Usage, Window, measure, unmeasured};
-use super::{Op, Plan, key};
+use super::pace::Pace;
+use super::workload::{Drawer, Op, key};
+use super::{KEY_BYTES, Plan};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use rand::SeedableRng;
@@ -12,7 +12,6 @@ use shkv_client::{Client, ClientConfig, Consistency, Keyspace};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 use tokio::task::JoinSet;
 
 /// The cluster, and how to ask it.
@@ -37,14 +36,25 @@ pub async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome> {
     for _ in 0..plan.conns {
         keyspaces.push(target.connect().await?);
     }
-    if plan.reads() {
+    if plan.workload.reads() {
         load(&keyspaces, plan).await?;
     }
     let watch = Watch::new(target).await?;
     let window = Arc::new(Window::default());
     let mut workers = JoinSet::new();
+    let (inserted, all) = (Arc::new(AtomicU64::new(0)), u64::from(plan.conns) * u64::from(plan.depth));
     for (seed, keyspace) in (0..).zip(keyspaces.iter().flat_map(|one| (0..plan.depth).map(move |_| one))) {
-        workers.spawn(work(keyspace.clone(), plan.clone(), target.consistency, seed, window.clone()));
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let worker = Worker {
+            keyspace: keyspace.clone(),
+            consistency: target.consistency,
+            value: Bytes::from(plan.value(&mut rng)),
+            drawer: plan.workload.drawer(rng, inserted.clone())?,
+            pace: Pace::new(plan.rate, seed, all),
+            window: window.clone(),
+            tally: Tally::new()?,
+        };
+        workers.spawn(worker.work());
     }
     measure(plan, &window, workers, async || watch.usage().await).await
 }
@@ -59,39 +69,66 @@ impl Target {
     }
 }
 
-async fn work(
+/// One request in flight after the other.
+struct Worker {
     keyspace: Keyspace,
-    plan: Plan,
     consistency: Consistency,
-    seed: u64,
+    value: Bytes,
+    drawer: Drawer,
+    pace: Pace,
     window: Arc<Window>,
-) -> anyhow::Result<Tally> {
-    let mut rng = SmallRng::seed_from_u64(seed);
-    let value = Bytes::from(plan.value(&mut rng));
-    let mut tally = Tally::new()?;
-    while !window.is_over() {
-        let op = plan.draw(&mut rng);
-        let began = Instant::now();
-        let result = match op {
-            Op::Put(key) => keyspace.put(key, value.clone()).await.map(|_| true),
-            Op::Get(key) => keyspace.get(key).consistency(consistency).answer().await.map(|got| got.row.is_some()),
-        };
-        match result {
-            Ok(true) => tally.succeeded(&window, began),
-            Ok(false) => tally.failed(&window, &"a key that was loaded is not there").await,
-            Err(error) => tally.failed(&window, &error).await,
+    tally: Tally,
+}
+
+impl Worker {
+    async fn work(mut self) -> anyhow::Result<Tally> {
+        while !self.window.is_over() {
+            let began = self.pace.begin().await;
+            let op = self.drawer.draw();
+            match self.act(op).await {
+                Ok(true) => self.tally.succeeded(&self.window, began),
+                Ok(false) => self.tally.failed(&self.window, &"a key that was loaded is not there").await,
+                Err(error) => self.tally.failed(&self.window, &error).await,
+            }
+        }
+        Ok(self.tally)
+    }
+
+    /// Whether what was to be read is there.
+    async fn act(&mut self, op: Op) -> Result<bool, shkv_client::Error> {
+        match op {
+            Op::Put(key) => self.keyspace.put(key, self.value.clone()).await.map(|_| true),
+            Op::Get(key) => self.get(key).await,
+            Op::Change(key) => {
+                let is_there = self.get(key).await?;
+                self.keyspace.put(key, self.value.clone()).await?;
+                Ok(is_there)
+            }
+            Op::Scan(key, rows) => {
+                let scan = self.keyspace.scan(key.to_vec()..).consistency(self.consistency);
+                let (mut found, mut count) = (scan.limit(u64::from(rows)).rows(), 0);
+                while found.next().await?.is_some() {
+                    count += 1;
+                }
+                self.tally.scanned(&self.window, count);
+                Ok(count > 0)
+            }
         }
     }
-    Ok(tally)
+
+    async fn get(&self, key: [u8; KEY_BYTES]) -> Result<bool, shkv_client::Error> {
+        let got = self.keyspace.get(key).consistency(self.consistency).answer().await?;
+        Ok(got.row.is_some())
+    }
 }
 
 /// Writes all keys, unless all are there.
 async fn load(keyspaces: &[Keyspace], plan: &Plan) -> anyhow::Result<()> {
-    let range = key(0).to_vec()..key(plan.keys).to_vec();
-    if keyspaces[0].count(range).await? >= plan.keys {
+    let range = key(0).to_vec()..key(plan.workload.keys).to_vec();
+    if keyspaces[0].count(range).await? >= plan.workload.keys {
         return Ok(());
     }
-    eprintln!("shkv-bench: loading {} keys", plan.keys);
+    eprintln!("shkv-bench: loading {} keys", plan.workload.keys);
     let next = Arc::new(AtomicU64::new(0));
     let window = Arc::new(unmeasured());
     let mut loaders = JoinSet::new();
@@ -102,7 +139,7 @@ async fn load(keyspaces: &[Keyspace], plan: &Plan) -> anyhow::Result<()> {
             let mut failures = Tally::new()?;
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= plan.keys {
+                if number >= plan.workload.keys {
                     return Ok(());
                 }
                 // Putting the same row again is harmless, so an unknown outcome is tried again, too.

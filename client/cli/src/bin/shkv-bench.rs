@@ -1,13 +1,15 @@
-//! The binary `shkv-bench`: a closed loop of puts, gets or both against a running cluster, and what it cost.
+//! The binary `shkv-bench`: a loop of operations against a running cluster, and what it cost.
 //!
-//! Each of `--conns` clients has its own sockets and `--depth` requests in flight; a request is sent when the one before
-//! it has been answered, so the speed told is the one that the cluster keeps up. It starts no server and leaves its keys.
+//! Each of `--conns` clients has its own sockets and `--depth` requests in flight. A request is sent when the one before
+//! it has been answered, so the speed told is the one that the cluster keeps up; or, with `--rate`, when it is due, and
+//! then what is late counts from when it was due. It starts no server and leaves its keys.
 
 #[path = "../bench/mod.rs"]
 mod bench;
 
 use anyhow::{Context, bail};
 use bench::measure::Outcome;
+use bench::workload::{Mix, Spread, Workload};
 use bench::{failover, redis, store};
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
@@ -17,7 +19,7 @@ use std::time::Duration;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Measures the speed of a shkv cluster in a closed loop.
+/// Measures the speed of a shkv cluster.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "shkv-bench", version)]
 struct Args {
@@ -35,9 +37,18 @@ struct Args {
     /// Requests in flight per client
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
     depth: u32,
-    /// Keys, chosen evenly at random
+    /// Keys that are there before it begins
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     keys: u64,
+    /// Which keys are chosen; without it as the mode has it, which is uniform but for YCSB
+    #[arg(long)]
+    keys_chosen: Option<Spread>,
+    /// Operations per second, begun whether or not those before have ended; without it each waits for the one before
+    #[arg(long, value_parser = rate)]
+    rate: Option<f64>,
+    /// Rows of each read of `scan`
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    scan_rows: u32,
     /// Bytes of each value
     #[arg(long, default_value_t = 100)]
     value_bytes: usize,
@@ -79,6 +90,20 @@ enum Mode {
     Get,
     /// Both
     Mixed,
+    /// Only reads of several rows in order
+    Scan,
+    /// YCSB A: half reads, half updates, zipfian
+    YcsbA,
+    /// YCSB B: 95 % reads, the rest updates, zipfian
+    YcsbB,
+    /// YCSB C: only reads, zipfian
+    YcsbC,
+    /// YCSB D: 95 % reads of the latest keys, the rest inserts
+    YcsbD,
+    /// YCSB E: 95 % scans of 1 to 100 rows, the rest inserts
+    YcsbE,
+    /// YCSB F: half reads, half reads followed by an update
+    YcsbF,
     /// Kills the leader of one shard after the other, and takes the time until the next acknowledged write: the nodes must
     /// be processes of this machine that are started again, as those of `shkv up --spawn process` are
     Failover,
@@ -116,6 +141,8 @@ impl From<Consistency> for shkv_client::Consistency {
 
 /// Longest time that may be measured, in seconds.
 const SECS_MAX: f64 = 86_400.0;
+/// Most operations per second that may be asked for.
+const RATE_MAX: f64 = 10_000_000.0;
 
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
@@ -131,18 +158,46 @@ fn ratio(text: &str) -> Result<f64, String> {
     }
 }
 
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if (1.0..=RATE_MAX).contains(&rate) => Ok(rate),
+        _ => Err(format!("a number from 1 to {RATE_MAX}")),
+    }
+}
+
 impl Args {
+    fn workload(&self) -> Workload {
+        let plain = |mix| Workload {
+            mix,
+            spread: Spread::Uniform,
+            keys: self.keys,
+            scan_rows: self.scan_rows,
+            scan_whole: true,
+        };
+        let none = Mix::default();
+        let ycsb = |letter| Workload::ycsb(letter, self.keys).unwrap_or_else(|| plain(none));
+        let workload = match self.mode {
+            Mode::Put | Mode::Failover => plain(Mix { put: 1.0, ..none }),
+            Mode::Get => plain(Mix { get: 1.0, ..none }),
+            Mode::Mixed => plain(Mix { get: self.read_ratio, put: 1.0 - self.read_ratio, ..none }),
+            Mode::Scan => plain(Mix { scan: 1.0, ..none }),
+            Mode::YcsbA => ycsb('a'),
+            Mode::YcsbB => ycsb('b'),
+            Mode::YcsbC => ycsb('c'),
+            Mode::YcsbD => ycsb('d'),
+            Mode::YcsbE => ycsb('e'),
+            Mode::YcsbF => ycsb('f'),
+        };
+        Workload { spread: self.keys_chosen.unwrap_or(workload.spread), ..workload }
+    }
+
     fn plan(&self) -> bench::Plan {
         bench::Plan {
             conns: self.conns,
             depth: self.depth,
-            keys: self.keys,
+            workload: self.workload(),
+            rate: self.rate,
             value_bytes: self.value_bytes,
-            read_ratio: match self.mode {
-                Mode::Put | Mode::Failover => 0.0,
-                Mode::Get => 1.0,
-                Mode::Mixed => self.read_ratio,
-            },
             warmup: Duration::from_secs_f64(self.warmup_secs),
             measured: Duration::from_secs_f64(self.secs),
         }
@@ -202,11 +257,12 @@ async fn run(args: &Args) -> anyhow::Result<()> {
 
 fn told(args: &Args, shkv: &Outcome, redis: Option<&Outcome>) -> Value {
     let mut told = shkv.json();
-    told["mode"] = json!(format!("{:?}", args.mode).to_lowercase());
+    told["mode"] = json!(args.mode.to_possible_value().map(|mode| mode.get_name().to_owned()));
     told["conns"] = json!(args.conns);
     told["depth"] = json!(args.depth);
     told["keys"] = json!(args.keys);
     told["value_bytes"] = json!(args.value_bytes);
+    told["rate"] = json!(args.rate);
     told["through_balancer"] = json!(args.through_balancer);
     if let Some(redis) = redis {
         told["redis"] = redis.json();
