@@ -403,12 +403,12 @@ fn invariants_that_are_broken_are_found() {
     assert!(is_wrong(&leadership.leads(1, 7, 3)));
 
     let mut progress = Progress::new();
-    assert!(progress.seen("commit", 5).is_right());
-    assert!(progress.seen("commit", 5).is_right());
-    assert!(progress.seen("epoch", 1).is_right());
-    assert!(is_wrong(&progress.seen("commit", 4)));
+    assert!(progress.seen(&"commit", 5).is_right());
+    assert!(progress.seen(&"commit", 5).is_right());
+    assert!(progress.seen(&"epoch", 1).is_right());
+    assert!(is_wrong(&progress.seen(&"commit", 4)));
     progress.forget(|of| *of == "commit");
-    assert!(progress.seen("commit", 1).is_right());
+    assert!(progress.seen(&"commit", 1).is_right());
 
     let mut removal = Removal::default();
     assert!(removal.answered(4).is_right());

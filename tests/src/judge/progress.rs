@@ -18,7 +18,7 @@ impl<K: Ord + Clone + std::fmt::Debug> Progress<K> {
 
     /// A value is told.
     #[must_use]
-    pub fn seen(&mut self, of: K, value: u64) -> Verdict {
+    pub fn seen(&mut self, of: &K, value: u64) -> Verdict {
         let last = self.0.entry(of.clone()).or_insert(value);
         if value < *last {
             return Verdict::Wrong(format!("{of:?} went back from {last} to {value}"));
