@@ -1,7 +1,8 @@
 //! Rows in order, page by page, over all shards that the range touches.
 //!
-//! Pages of all shards are fetched side by side and merged. Of each shard at most one page is held and one more
-//! fetched ahead, so that memory is bounded by twice the page size for each shard, however long the scan is.
+//! Pages of all shards are fetched side by side and merged; shards that are ranges follow on each other. Of each shard at
+//! most one page is held and one more fetched ahead, so that memory is bounded by twice the page size for each shard,
+//! however long the scan is. Of a scan with a limit each shard is asked for its likely share.
 
 use crate::call::{Aim, Answered, Request, ask, deadline_in};
 use crate::error::Error;
@@ -14,9 +15,10 @@ use shkv_proto::codec;
 use shkv_proto::frame::Kind;
 use shkv_proto::ids::{KeyspaceId, ShardId};
 use shkv_proto::limits::{PAGE_BYTES_DEFAULT, PAGE_ROWS_MAX};
-use shkv_proto::map::Part;
-use shkv_proto::merge::{Merge, Row, rows_of_page};
+use shkv_proto::map::{Part, ShardInfo};
+use shkv_proto::merge::{Merge, Row, rows_of_page, share};
 use shkv_proto::message::{self, RefusalCode, ScanDone};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -199,14 +201,17 @@ pub struct Rows {
 #[derive(Debug)]
 enum State {
     Fresh,
-    Running { keyspace: KeyspaceId, merge: Merge, sources: Vec<Source> },
+    Running { head: message::Scan, merge: Merge, sources: Vec<Source> },
     Done,
 }
 
-/// One shard of the scan, or all of them by way of a balancer.
+/// One shard of the scan whose keys are hashed; or all shards, one after the other, that are ranges; or all of them by
+/// way of a balancer.
 #[derive(Debug)]
 struct Source {
     shard: ShardId,
+    /// What comes behind it.
+    others: VecDeque<ShardId>,
     /// What is still to be fetched; `None` at its end.
     ahead: Option<message::Scan>,
     fetching: bool,
@@ -245,7 +250,7 @@ impl Rows {
             self.begin().await?;
         }
         loop {
-            let State::Running { keyspace, merge, sources } = &mut self.state else { return Ok(None) };
+            let State::Running { head, merge, sources } = &mut self.state else { return Ok(None) };
             if let Some(row) = merge.pop() {
                 self.left -= 1;
                 self.rest = self.rest.behind(&row.key, self.scan.reverse);
@@ -256,20 +261,23 @@ impl Rows {
                 self.state = State::Done;
                 return Ok(None);
             }
+            let share = share(usize::try_from(self.left).unwrap_or(usize::MAX), sources.len());
             for at in hungry {
                 let source = &mut sources[at];
                 if let Some(page) = source.page.take() {
-                    let enough = page.rows.len() as u64 >= self.left;
-                    source.ahead = source.ahead.take().zip(page.next).map(|(scan, next)| scan.resumed(next));
+                    let is_empty = page.rows.is_empty();
+                    source.go_on(page.next, head);
                     merge.feed(at, page.rows, source.ahead.is_none());
-                    if enough {
-                        continue; // this page alone reaches the limit: nothing more of the shard will be wanted
+                    if !is_empty && merge.rows() as u64 >= self.left {
+                        continue; // what is here reaches the limit: most likely nothing more of the shard is wanted
                     }
                 }
                 if let Some(scan) = source.ahead.as_ref().filter(|_| !source.fetching && source.page.is_none()) {
                     source.fetching = true;
-                    let (inner, scan) = (self.scan.keyspace.inner().clone(), scan.clone());
-                    let page = fetch(inner, *keyspace, source.shard, scan, self.scan.consistency, self.scan.within);
+                    let rows_max = share.min(PAGE_ROWS_MAX) as u32;
+                    let (inner, scan) =
+                        (self.scan.keyspace.inner().clone(), message::Scan { rows_max, ..scan.clone() });
+                    let page = fetch(inner, source.shard, scan, self.scan.consistency, self.scan.within);
                     self.fetches.spawn(async move { (at, page.await) });
                 }
             }
@@ -315,20 +323,45 @@ impl Rows {
         }
         let inner = self.scan.keyspace.inner().clone();
         let keyspace = self.scan.keyspace.id(deadline_in(self.scan.within)).await?;
-        let shards = aims_of(&inner, keyspace, &self.rest, self.scan.consistency)?;
-        let page_bytes_default = (PAGE_BYTES_DEFAULT / shards.len().max(1)).max(PAGE_BYTES_MIN) as u32;
+        let mut shards = VecDeque::from(aims_of(&inner, keyspace, &self.rest, self.scan.consistency)?);
+        let aims: Vec<(ShardId, VecDeque<ShardId>)> = if is_ranges(&inner, keyspace) {
+            if self.scan.reverse {
+                shards.make_contiguous().reverse();
+            }
+            shards.pop_front().map(|first| (first, shards)).into_iter().collect()
+        } else {
+            shards.into_iter().map(|shard| (shard, VecDeque::new())).collect()
+        };
+        let page_bytes_default = (PAGE_BYTES_DEFAULT / aims.len().max(1)).max(PAGE_BYTES_MIN) as u32;
         let head = message::Scan {
             keys_only: self.scan.keys_only,
-            rows_max: self.left.min(PAGE_ROWS_MAX as u64) as u32,
             bytes_max: self.scan.page_bytes.unwrap_or(page_bytes_default).min(inner.limits().page_bytes_max),
             ..scan_head(keyspace, &self.rest, self.scan.reverse)
         };
-        let merge = Merge::new(shards.len(), self.scan.reverse);
-        let source = |shard| Source { shard, ahead: Some(head.clone()), fetching: false, page: None };
-        let sources = shards.into_iter().map(source).collect();
-        self.state = State::Running { keyspace, merge, sources };
+        let merge = Merge::new(aims.len(), self.scan.reverse);
+        let source = |(shard, others)| Source { shard, others, ahead: Some(head.clone()), fetching: false, page: None };
+        let sources = aims.into_iter().map(source).collect();
+        self.state = State::Running { head, merge, sources };
         Ok(())
     }
+}
+
+impl Source {
+    /// A page has come: what is fetched next goes on behind it, or, at the shard's end, at the next shard.
+    fn go_on(&mut self, next: Option<Vec<u8>>, head: &message::Scan) {
+        self.ahead = match next {
+            Some(next) => self.ahead.take().map(|scan| scan.resumed(next)),
+            None => self.others.pop_front().map(|shard| {
+                self.shard = shard;
+                head.clone()
+            }),
+        };
+    }
+}
+
+/// Whether the shards of a keyspace are ranges of keys.
+fn is_ranges(inner: &Inner, keyspace: KeyspaceId) -> bool {
+    inner.view().routes.map().shards_of(keyspace).any(|shard| matches!(shard.part, Part::Range { .. }))
 }
 
 /// The head of a scan of `range` without limits.
@@ -345,7 +378,7 @@ pub(crate) fn scan_head(keyspace: KeyspaceId, range: &KeyRange, reverse: bool) -
     }
 }
 
-/// The shards that can hold keys of `range`. It is [`ShardId::UNROUTED`] alone where a balancer merges; a causal scan
+/// The shards that can hold keys of `range`, in the order of their keys if they are ranges. It is [`ShardId::UNROUTED`] alone where a balancer merges; a causal scan
 /// goes to each shard, because a revision is of one shard.
 pub(crate) fn aims_of(
     inner: &Inner,
@@ -357,10 +390,14 @@ pub(crate) fn aims_of(
         return Ok(vec![ShardId::UNROUTED]);
     }
     let view = inner.view();
-    let mut known = false;
+    let mut parts: Vec<&ShardInfo> = view.routes.map().shards_of(keyspace).collect();
+    parts.sort_by_key(|shard| match &shard.part {
+        Part::Hash { .. } => &[],
+        Part::Range { start, .. } => &start[..],
+    });
+    let known = !parts.is_empty();
     let mut shards = Vec::new();
-    for shard in view.routes.map().shards_of(keyspace) {
-        known = true;
+    for shard in parts {
         let touched = match &shard.part {
             Part::Hash { .. } => true,
             Part::Range { start, end } => {
@@ -381,7 +418,6 @@ pub(crate) fn aims_of(
 
 async fn fetch(
     inner: Arc<Inner>,
-    keyspace: KeyspaceId,
     shard: ShardId,
     scan: message::Scan,
     consistency: Consistency,
@@ -389,7 +425,7 @@ async fn fetch(
 ) -> Result<Page, Error> {
     let request = Request {
         kind: Kind::Scan,
-        keyspace,
+        keyspace: scan.keyspace,
         aim: if shard == ShardId::UNROUTED { Aim::Keyspace } else { Aim::Shard(shard) },
         consistency,
         write: false,

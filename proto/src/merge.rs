@@ -32,6 +32,14 @@ pub fn rows_of_page(page: &mut ScanDone, mut tail: Bytes) -> Result<Vec<Row>, Co
     if tail.is_empty() { Ok(rows) } else { Err(CodecError::Trailing { extra: tail.len() }) }
 }
 
+/// How many rows to ask of each of so many shards among which keys are hashed, so that together they nearly always hold the
+/// first `whole` rows: a shard's part is binomial, and three standard deviations above the mean are hardly ever needed.
+#[must_use]
+pub fn share(whole: usize, shards: usize) -> usize {
+    let mean = whole.div_ceil(shards.max(1));
+    if shards <= 1 { whole } else { (mean + 3 * mean.isqrt() + 1).min(whole) }
+}
+
 /// Merges sources that are each in order. Feed those that [`Merge::hungry`] names, then [`Merge::pop`].
 #[derive(Debug)]
 pub struct Merge {
@@ -63,6 +71,12 @@ impl Merge {
         let source = &mut self.sources[source];
         source.rows.extend(rows);
         source.finished = finished;
+    }
+
+    /// Rows that were fed and not popped.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.sources.iter().map(|source| source.rows.len()).sum()
     }
 
     /// The next row of all; `None` when every source is at its end, or while one is hungry.
@@ -116,6 +130,14 @@ mod tests {
             let mut expected: Vec<Vec<u8>> = keys.iter().map(|key| key.to_be_bytes().to_vec()).collect();
             if reverse { expected.reverse(); }
             prop_assert_eq!(out, expected);
+        }
+    }
+
+    #[test]
+    fn shares_cover_the_whole_and_stay_near_it() {
+        for (whole, shards, each) in [(100, 1, 100), (1, 8, 1), (100, 8, 23), (10_000, 8, 1_356), (7, 100, 5)] {
+            assert_eq!(share(whole, shards), each.min(whole), "{whole} rows of {shards} shards");
+            assert!(share(whole, shards) * shards >= whole);
         }
     }
 
