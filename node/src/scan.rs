@@ -1,4 +1,5 @@
-//! Scans and counts of one shard: pages read on a thread that may block.
+//! Scans and counts of one shard: small pages read where they are asked for, as gets are, larger ones on a thread that may
+//! block.
 
 #![expect(clippy::disallowed_methods, reason = "a shell: redb's pages are read on threads that may block")]
 
@@ -12,6 +13,9 @@ use shkv_proto::limits::{COUNT_ROWS_MAX, KEY_BYTES_MAX, PAGE_BYTES_DEFAULT, PAGE
 use shkv_proto::message::{Consistency, CountDone, Failure, RefusalCode, RowHead, Scan, ScanDone};
 use shkv_proto::{Frame, ShardId};
 use std::sync::Arc;
+
+/// A page of at most so many rows and bytes is read on the session's own thread: a change of threads costs more.
+const INLINE_MAX: PageLimits = PageLimits { rows: 128, bytes: 256 << 10 };
 
 /// Answers a page of rows.
 pub async fn scan(shared: Arc<Shared>, frame: Frame, reply: Reply) {
@@ -98,6 +102,9 @@ async fn read(cell: Arc<Cell>, scan: Arc<Scan>, limits: PageLimits) -> Result<Pa
         let page = cell.view.read().begin_page(&scan, limits);
         page.read(&scan, limits)
     };
+    if limits.rows <= INLINE_MAX.rows && limits.bytes <= INLINE_MAX.bytes {
+        return work().map_err(|error| read_failed(&error));
+    }
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(page)) => Ok(page),
         Ok(Err(error)) => Err(read_failed(&error)),

@@ -134,7 +134,8 @@ impl View {
     /// Begins a page: takes from memory what it may need and a hold on redb, so that the rest runs without the lock.
     #[must_use]
     pub fn begin_page(&self, scan: &Scan, limits: PageLimits) -> PageReader {
-        let mut memory = Vec::new();
+        let in_memory = self.active.rows.len() + self.sealed.as_ref().map_or(0, |table| table.rows.len());
+        let mut memory = Vec::with_capacity(in_memory.min(limits.rows + 1));
         let mut bytes = 0;
         let mut cut = false;
         let empty = Table::default();
@@ -214,6 +215,7 @@ impl PageReader {
         let mut base = self.base.range(range, scan.reverse)?;
         let mut stored = base.next(scan.keys_only)?;
         let mut memory = self.memory.into_iter().peekable();
+        let mut removed_behind: Option<Bytes> = None; // the last key behind the page's rows that is no more
         let (first, second) =
             if scan.reverse { (Ordering::Greater, Ordering::Less) } else { (Ordering::Less, Ordering::Greater) };
         let done = loop {
@@ -234,32 +236,34 @@ impl PageReader {
                     stored = base.next(scan.keys_only)?;
                 }
                 let Some((key, slot)) = memory.next() else { break true };
-                page.next = Some(after_key(&key, scan.reverse));
                 match slot {
                     Slot::Live { version, value } => {
                         Some(Row { key, version, value: if scan.keys_only { Bytes::new() } else { value } })
                     }
-                    Slot::Dead => None,
+                    Slot::Dead => {
+                        removed_behind = Some(key);
+                        None
+                    }
                 }
             };
             let Some(row) = row else { continue };
             bytes += row.key.len() + row.value.len();
-            page.next = Some(after_key(&row.key, scan.reverse));
+            removed_behind = None;
             page.rows.push(row);
             if page.rows.len() >= limits.rows || bytes >= limits.bytes {
                 break false;
             }
         };
-        if done {
-            page.next = None;
-        }
+        let last = removed_behind.as_ref().or(page.rows.last().map(|row| &row.key));
+        page.next = last.filter(|_| !done).map(|key| after_key(key, scan.reverse));
         Ok(page)
     }
 }
 
 /// The bound at which a scan goes on after `key`.
 fn after_key(key: &[u8], reverse: bool) -> Vec<u8> {
-    let mut next = key.to_vec();
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
     if !reverse {
         next.push(0);
     }
