@@ -9,6 +9,7 @@ use crate::store::{Base, StoreError};
 use bytes::Bytes;
 use shkv_proto::merge::Row;
 use shkv_proto::message::Scan;
+use smallvec::SmallVec;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -19,6 +20,9 @@ const SLOT_BYTES: usize = 112;
 /// Values from this size on are kept as a part of the log entry that brought them; smaller ones are copied, so that they
 /// do not keep the whole entry in memory.
 const VALUE_SHARE_BYTES_MIN: usize = 64 << 10;
+
+/// A key in memory. A short one lies in the tree's node itself: comparing it meets no other cache line.
+pub type Key = SmallVec<[u8; 32]>;
 
 /// A row in memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,7 +42,7 @@ pub enum Slot {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Table {
     /// The rows.
-    pub rows: BTreeMap<Bytes, Slot>,
+    pub rows: BTreeMap<Key, Slot>,
     /// What they take in memory, about.
     pub bytes: usize,
 }
@@ -64,7 +68,7 @@ impl Table {
             }
             None => {
                 self.bytes += SLOT_BYTES + key.len();
-                self.rows.insert(Bytes::copy_from_slice(key), slot);
+                self.rows.insert(Key::from_slice(key), slot);
             }
         }
     }
@@ -150,16 +154,16 @@ impl View {
                     break;
                 }
                 bytes += key.len() + slot_bytes(slot);
-                memory.push((key.clone(), slot.clone()));
+                memory.push((Bytes::copy_from_slice(key), slot.clone()));
             }
         }
         PageReader { memory, cut, base: self.base.clone(), revision: self.revision }
     }
 }
 
-type Directed<'a> = Box<dyn Iterator<Item = (&'a Bytes, &'a Slot)> + 'a>;
+type Directed<'a> = Box<dyn Iterator<Item = (&'a Key, &'a Slot)> + 'a>;
 
-fn directed<'a>(range: std::collections::btree_map::Range<'a, Bytes, Slot>, reverse: bool) -> Directed<'a> {
+fn directed<'a>(range: std::collections::btree_map::Range<'a, Key, Slot>, reverse: bool) -> Directed<'a> {
     if reverse { Box::new(range.rev()) } else { Box::new(range) }
 }
 
@@ -168,7 +172,7 @@ fn next_of_two<'a>(
     newer: &mut std::iter::Peekable<Directed<'a>>,
     older: &mut std::iter::Peekable<Directed<'a>>,
     reverse: bool,
-) -> Option<(&'a Bytes, &'a Slot)> {
+) -> Option<(&'a Key, &'a Slot)> {
     let order = match (newer.peek(), older.peek()) {
         (Some((a, _)), Some((b, _))) => a.cmp(b),
         (Some(_), None) => return newer.next(),
