@@ -9,6 +9,7 @@
 pub mod judge;
 pub mod load;
 pub mod proxy;
+pub mod registers;
 
 use parking_lot::Mutex;
 use serde_json::Value;
