@@ -1,17 +1,22 @@
-//! The parts of `shkv-bench`: what is to be done, the measuring of it, and the two kinds of server that it is done to.
+//! The parts of `shkv-bench`: what is to be done, the measuring of it, and the kinds of server that it is done to.
 
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use std::time::Duration;
 use workload::Workload;
 
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod failover;
 pub mod measure;
 pub mod pace;
+pub mod peer;
 pub mod redis;
 pub mod store;
 pub mod workload;
 
+/// How often the writing of one key is tried before a load is given up.
+const LOAD_TRIES_MAX: u32 = 20;
 /// Bytes of a key.
 pub const KEY_BYTES: usize = 24;
 

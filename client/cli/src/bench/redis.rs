@@ -4,10 +4,10 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: tells the time")]
 
-use super::Plan;
 use super::measure::{Outcome, Tally, Usage, Window, measure};
 use super::pace::Pace;
 use super::workload::{Op, key};
+use super::{KEY_BYTES, Plan};
 use anyhow::{Context, bail};
 use bytes::{Buf, Bytes, BytesMut};
 use rand::SeedableRng;
@@ -23,6 +23,8 @@ use tokio::task::JoinSet;
 
 /// Longest answer that is taken.
 const REPLY_BYTES_MAX: usize = 64 << 20;
+/// How long a WAIT may take, in milliseconds.
+const WAIT_MS_MAX: &[u8] = b"1000";
 /// Commands in flight while keys are loaded.
 const LOAD_DEPTH: u64 = 1_000;
 
@@ -37,11 +39,22 @@ enum Reply {
     Error(String),
 }
 
-/// Runs the plan.
+/// What was sent and is not answered yet.
+#[derive(Clone, Copy, Debug)]
+enum Sent {
+    Get,
+    /// A read that a write follows.
+    GetFirst([u8; KEY_BYTES]),
+    Set,
+    /// Two commands, and so two answers.
+    SetAndWait,
+}
+
+/// Runs the plan. With `wait`, each put counts when so many replicas have it, by WAIT.
 ///
 /// # Errors
 /// When the server cannot be reached or does not speak RESP.
-pub async fn run(addr: &str, plan: &Plan) -> anyhow::Result<Outcome> {
+pub async fn run(addr: &str, wait: u32, plan: &Plan) -> anyhow::Result<Outcome> {
     if plan.workload.mix.scan > 0.0 {
         bail!("redis keeps no order: there are no scans of it");
     }
@@ -51,7 +64,7 @@ pub async fn run(addr: &str, plan: &Plan) -> anyhow::Result<Outcome> {
     let window = Arc::new(Window::default());
     let (mut workers, inserted) = (JoinSet::new(), Arc::new(AtomicU64::new(0)));
     for seed in 0..u64::from(plan.conns) {
-        workers.spawn(work(Connection::open(addr).await?, plan.clone(), seed, inserted.clone(), window.clone()));
+        workers.spawn(work(Connection::open(addr).await?, plan.clone(), wait, seed, inserted.clone(), window.clone()));
     }
     measure(plan, &window, workers, async || usage(addr).await).await
 }
@@ -59,6 +72,7 @@ pub async fn run(addr: &str, plan: &Plan) -> anyhow::Result<Outcome> {
 async fn work(
     mut server: Connection,
     plan: Plan,
+    wait: u32,
     seed: u64,
     inserted: Arc<AtomicU64>,
     window: Arc<Window>,
@@ -68,18 +82,19 @@ async fn work(
     let mut drawer = plan.workload.drawer(rng, inserted)?;
     let mut pace = Pace::new(plan.rate, seed, u64::from(plan.conns));
     let mut tally = Tally::new()?;
-    let mut sent: VecDeque<(Instant, Op)> = VecDeque::with_capacity(plan.depth as usize);
+    let wait = (wait > 0).then(|| wait.to_string());
+    let mut sent: VecDeque<(Instant, Sent)> = VecDeque::with_capacity(plan.depth as usize);
     while !window.is_over() {
         while sent.len() < plan.depth as usize
             && let Some(began) = pace.take(Instant::now())
         {
             let op = drawer.draw();
-            match op {
-                Op::Get(key) | Op::Change(key) => server.add(&[b"GET", &key])?,
-                Op::Put(key) => server.add(&[b"SET", &key, &value])?,
+            sent.push_back(match op {
+                Op::Get(key) => (began, server.add(&[b"GET", &key]).map(|()| Sent::Get)?),
+                Op::Change(key) => (began, server.add(&[b"GET", &key]).map(|()| Sent::GetFirst(key))?),
+                Op::Put(key) => (began, server.set(&key, &value, wait.as_deref())?),
                 Op::Scan(..) => bail!("redis keeps no order"),
-            }
-            sent.push_back((began, op));
+            });
         }
         server.flush().await?;
         let mut reply = match pace.due().filter(|_| sent.len() < plan.depth as usize) {
@@ -88,19 +103,17 @@ async fn work(
             Some(due) => tokio::time::timeout_at(due.into(), server.reply()).await.ok().transpose()?,
         };
         while let Some(answer) = reply {
-            let (began, op) = sent.pop_front().context("an answer to nothing")?;
-            let failure = match (answer, op) {
-                (Reply::Bulk(None), Op::Get(_) | Op::Change(_)) => Some("a key that was loaded is not there".into()),
+            let (began, what) = sent.pop_front().context("an answer to nothing")?;
+            let failure = match (answer, what) {
+                (Reply::Bulk(None), Sent::Get | Sent::GetFirst(_)) => Some("a key that was loaded is not there".into()),
                 (Reply::Error(error), _) => Some(error),
                 (Reply::Ok | Reply::Bulk(_), _) => None,
             };
-            match (failure, op) {
+            match (failure, what) {
                 (Some(error), _) => tally.failed(&window, &format!("redis: {error}")).await,
-                (None, Op::Change(key)) => {
-                    server.add(&[b"SET", &key, &value])?;
-                    sent.push_back((began, Op::Put(key)));
-                }
-                (None, _) => tally.succeeded(&window, began),
+                (None, Sent::GetFirst(key)) => sent.push_back((began, server.set(&key, &value, wait.as_deref())?)),
+                (None, Sent::SetAndWait) => sent.push_front((began, Sent::Set)), // its WAIT is answered next
+                (None, Sent::Get | Sent::Set) => tally.succeeded(&window, began),
             }
             reply = if sent.is_empty() { None } else { take(&mut server.input)? };
         }
@@ -163,6 +176,14 @@ impl Connection {
             self.output.extend_from_slice(b"\r\n");
         }
         Ok(())
+    }
+
+    /// Appends a write, and that it is waited for if it is.
+    fn set(&mut self, key: &[u8], value: &[u8], wait: Option<&str>) -> std::io::Result<Sent> {
+        self.add(&[b"SET", key, value])?;
+        let Some(replicas) = wait else { return Ok(Sent::Set) };
+        self.add(&[b"WAIT", replicas.as_bytes(), WAIT_MS_MAX])?;
+        Ok(Sent::SetAndWait)
     }
 
     async fn flush(&mut self) -> std::io::Result<()> {
@@ -315,11 +336,11 @@ mod tests {
     async fn the_loop_runs_against_a_server_that_speaks_resp() {
         let addr = fake_server(u64::MAX).await;
         for (letter, rate) in [('a', None), ('c', None), ('d', None), ('f', None), ('f', Some(500.0))] {
-            let outcome = run(&addr, &plan(letter, rate)).await.unwrap();
+            let outcome = run(&addr, 0, &plan(letter, rate)).await.unwrap();
             assert!(outcome.ops > 0 && outcome.errors == 0, "{letter}: {}", outcome.text());
             assert!(rate.is_none() || outcome.ops < 100, "{}", outcome.text());
         }
-        assert!(run(&addr, &plan('e', None)).await.is_err(), "it keeps no order");
+        assert!(run(&addr, 0, &plan('e', None)).await.is_err(), "it keeps no order");
         assert_eq!(usage(&addr).await.unwrap().cpu_us, [(0, 1_750_000)]);
     }
 
@@ -328,7 +349,7 @@ mod tests {
         let addr = fake_server(3).await;
         let mut writes = plan('a', None); // nothing needs to be loaded, which would be refused
         writes.workload.mix = Mix { put: 1.0, ..Mix::default() };
-        let outcome = run(&addr, &writes).await.unwrap();
+        let outcome = run(&addr, 0, &writes).await.unwrap();
         assert!(outcome.ops > 0 && outcome.errors > 0, "{}", outcome.text());
     }
 }

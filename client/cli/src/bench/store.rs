@@ -3,7 +3,7 @@
 use super::measure::{Outcome, Tally, Usage, Window, measure, unmeasured};
 use super::pace::Pace;
 use super::workload::{Drawer, Op, key};
-use super::{KEY_BYTES, Plan};
+use super::{KEY_BYTES, LOAD_TRIES_MAX, Plan};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use rand::SeedableRng;
@@ -159,9 +159,6 @@ async fn load(keyspaces: &[Keyspace], plan: &Plan) -> anyhow::Result<()> {
     }
     Ok(())
 }
-
-/// How often the writing of one key is tried before the load is given up.
-const LOAD_TRIES_MAX: u32 = 20;
 
 /// Who is asked what the servers have used. Nodes are asked themselves where they can be reached: what a balancer says
 /// of them may be a heartbeat old.

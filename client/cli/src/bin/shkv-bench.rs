@@ -9,8 +9,9 @@ mod bench;
 
 use anyhow::{Context, bail};
 use bench::measure::Outcome;
+use bench::peer::{self, Peer};
 use bench::workload::{Mix, Spread, Workload};
-use bench::{failover, redis, store};
+use bench::{failover, store};
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -73,9 +74,10 @@ struct Args {
     /// Threads of this process
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     threads: u32,
-    /// Also run the same loop, with SET and GET, against a redis-server at HOST:PORT
-    #[arg(long)]
-    redis: Option<String>,
+    /// Also run the same loop against a peer: redis://HOST:PORT, redis://HOST:PORT?wait=1 for a WAIT after each put, or, if
+    /// built with the feature `etcd`, etcd://HOST:PORT,HOST:PORT
+    #[arg(long, value_parser = peer::parse)]
+    peer: Vec<Peer>,
     /// Form of the result
     #[arg(long, default_value = "text")]
     output: Output,
@@ -235,17 +237,17 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         through_balancer: args.through_balancer,
     };
     let shkv = store::run(&target, &plan).await?;
-    let redis = match &args.redis {
-        Some(addr) => Some(redis::run(addr, &plan).await.with_context(|| format!("redis-server at {addr}"))?),
-        None => None,
-    };
+    let mut peers = Vec::with_capacity(args.peer.len());
+    for peer in &args.peer {
+        peers.push((peer, peer.run(&plan).await.with_context(|| peer.to_string())?));
+    }
     match args.output {
-        Output::Json => println!("{}", told(args, &shkv, redis.as_ref())),
+        Output::Json => println!("{}", told(args, &shkv, &peers)),
         Output::Text => {
             println!("shkv   {}", shkv.text());
-            if let Some(redis) = &redis {
-                println!("redis  {}", redis.text());
-                println!("ratio  {:.3} operations of shkv for one of redis", shkv.ops_per_sec() / redis.ops_per_sec());
+            for (peer, outcome) in &peers {
+                println!("{peer}   {}", outcome.text());
+                println!("ratio  {:.3} operations of shkv for one of it", shkv.ops_per_sec() / outcome.ops_per_sec());
             }
         }
     }
@@ -255,7 +257,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn told(args: &Args, shkv: &Outcome, redis: Option<&Outcome>) -> Value {
+fn told(args: &Args, shkv: &Outcome, peers: &[(&Peer, Outcome)]) -> Value {
     let mut told = shkv.json();
     told["mode"] = json!(args.mode.to_possible_value().map(|mode| mode.get_name().to_owned()));
     told["conns"] = json!(args.conns);
@@ -264,9 +266,10 @@ fn told(args: &Args, shkv: &Outcome, redis: Option<&Outcome>) -> Value {
     told["value_bytes"] = json!(args.value_bytes);
     told["rate"] = json!(args.rate);
     told["through_balancer"] = json!(args.through_balancer);
-    if let Some(redis) = redis {
-        told["redis"] = redis.json();
-        told["ratio_ops"] = json!(shkv.ops_per_sec() / redis.ops_per_sec());
-    }
+    let peer = |(peer, outcome): &(&Peer, Outcome)| {
+        let ratio = shkv.ops_per_sec() / outcome.ops_per_sec();
+        json!({ "peer": peer.to_string(), "measured": outcome.json(), "ratio_ops": ratio })
+    };
+    told["peers"] = peers.iter().map(peer).collect();
     told
 }
