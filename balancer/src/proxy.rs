@@ -201,6 +201,9 @@ impl Connection {
             return done(header, &self.status(routes)).map(Some);
         }
         if routes.map().epoch == Epoch::NONE {
+            if header.kind == Kind::Join {
+                control::note_joiner(&self.cluster, self.role, &frame.head);
+            }
             let trouble = self.cluster.trouble().unwrap_or_else(|| "it is being read".into());
             let text = format!("the balancer has no shard map yet: {trouble}");
             return Err(Failure::Busy { retry_after_ms: NO_MAP_RETRY_MS, text });

@@ -17,7 +17,7 @@ use plan::{Seen, Step};
 use rand::RngExt;
 use shkv_proto::link::CallError;
 use shkv_proto::message::{Admin, AdminDone, Control, Controller, Failure, Hello, Join, RefusalCode, Role};
-use shkv_proto::{NodeId, ShardId};
+use shkv_proto::{NodeId, ShardId, codec};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -247,6 +247,15 @@ async fn transfer(cluster: &Arc<Cluster>, shard: ShardId, node: &str) -> Result<
         }
         cluster.beat_wanted.notify_one();
         tokio::time::sleep(TRANSFER_LOOK).await;
+    }
+}
+
+/// A member registers before this balancer has a map: it is taken note of where it lives. It may be the one that leads the
+/// system shard, and if everything was restarted, no other node knows its address either.
+pub(crate) fn note_joiner(cluster: &Cluster, role: Role, head: &[u8]) {
+    let Ok(join) = codec::decode::<Join>(head) else { return };
+    if role == Role::Node(join.id) && join.cluster == Some(cluster.id) {
+        cluster.moved(join.id, join.addr); // the pool takes only the node that is meant
     }
 }
 

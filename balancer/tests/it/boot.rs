@@ -19,6 +19,32 @@ async fn map(client: &Link) -> Map {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_register_are_found_although_nobody_has_a_map() {
+    let before = setup(3, LAYOUT).await;
+    before.balancer.stop().await;
+    before.nodes.iter().for_each(FakeNode::stop);
+    // Everything was restarted: the nodes have forgotten the map and where the others are. The balancer knows only of one
+    // that does not lead the system shard.
+    let led = before.world.leader(ShardId::SYSTEM);
+    let mut nodes = Vec::new();
+    for node in &before.nodes {
+        nodes.push(FakeNode::start(&before.world, node.id.0, node.cluster()).await);
+    }
+    let known = nodes.iter().position(|node| node.id != led).unwrap();
+    let balancer = Balancer::start(config(&nodes[known..=known], None)).await.unwrap();
+    let addr = balancer.addr().to_string();
+    let until = Instant::now() + PATIENCE;
+    while nodes.iter().any(|node| node.map().is_none()) {
+        for node in nodes.iter().filter(|node| node.map().is_none()) {
+            let _ = node.join(&addr, &node.introduction(&format!("n{}", node.id))).await; // busy, at first
+        }
+        assert!(Instant::now() < until, "the balancer does not find its nodes");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    balancer.ready(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_cluster_has_its_replicas_and_leaders_spread_and_its_map_in_the_system_shard() {
     let setup = setup(4, Bootstrap { shards: 8, replicas: 3 }).await;
     let replicas = setup.world.replicas();
