@@ -7,6 +7,8 @@
     reason = "a test waits for what it has set in motion, and fails where it cannot go on"
 )]
 
+pub mod shards;
+
 use bytes::Bytes;
 use shkv_node::{Node, NodeConfig, Steps, Tuning};
 use shkv_proto::codec;
