@@ -113,12 +113,7 @@ fn whom(shared: &Shared, shard: ShardId, tries: u32) -> Option<NodeId> {
     })
 }
 
-async fn once(
-    shared: &Arc<Shared>,
-    node: Option<NodeId>,
-    frame: Frame,
-    deadline: Instant,
-) -> Result<Frame, CallError> {
+async fn once(shared: &Arc<Shared>, node: Option<NodeId>, frame: Frame, deadline: Instant) -> Result<Frame, CallError> {
     let not_sent = |text: String| CallError::Link(LinkError::NotSent(text));
     let Some(node) = node else {
         return Err(not_sent(format!("nobody is known to keep shard {}", frame.header.shard)));

@@ -3,7 +3,10 @@
 //! What one read call brings is handled as one batch: its writes become one letter per owner, and the answers leave
 //! together. A connection that does not take its answers is not read from.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: starts the tasks of slow requests, and tells until when they may take")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a shell: starts the tasks of slow requests, and tells until when they may take"
+)]
 
 use crate::cell::{Cell, Look, disk_full, read_failed};
 use crate::machine::{self, Reach, WriteKind};
@@ -22,8 +25,8 @@ use shkv_proto::message::{
 };
 use shkv_proto::session::{Session, SessionError};
 use shkv_proto::{Frame, Kind, ShardId};
-use std::sync::Arc;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -186,9 +189,13 @@ impl Served {
             Kind::Scan => drop(tokio::spawn(scan::scan(shared.clone(), frame, reply))),
             Kind::Count => drop(tokio::spawn(scan::count(shared.clone(), frame, reply))),
             Kind::Map => reply.result(
-                shared.routes().map(|routes| MapDone { leaders: leaders(shared, routes.map()), map: routes.map().clone() }).ok_or_else(
-                    || Failure::Busy { retry_after_ms: 100, text: "no balancer has sent the map yet".into() },
-                ),
+                shared
+                    .routes()
+                    .map(|routes| MapDone { leaders: leaders(shared, routes.map()), map: routes.map().clone() })
+                    .ok_or_else(|| Failure::Busy {
+                        retry_after_ms: 100,
+                        text: "no balancer has sent the map yet".into(),
+                    }),
             ),
             Kind::Status => {
                 let shared = shared.clone();

@@ -230,7 +230,9 @@ impl Store {
         let read = self.db.begin_read().map_err(StoreError::of)?;
         let rows = read.open_table(rows_named(&rows_name(shard))).map_err(StoreError::of)?;
         let ledger = match read.open_table(LEDGERS) {
-            Ok(ledgers) => ledgers.get(shard.0).map_err(StoreError::of)?.map(|bytes| Bytes::copy_from_slice(bytes.value())),
+            Ok(ledgers) => {
+                ledgers.get(shard.0).map_err(StoreError::of)?.map(|bytes| Bytes::copy_from_slice(bytes.value()))
+            }
             Err(redb::TableError::TableDoesNotExist(_)) => None,
             Err(error) => return Err(StoreError::of(error)),
         };

@@ -162,7 +162,8 @@ impl View {
                 memory.push((Bytes::copy_from_slice(key), slot.clone()));
             }
         }
-        let locked = range_of(scan).and_then(|range| self.ledger.locks.first_in(range, scan.reverse)).map(<[u8]>::to_vec);
+        let locked =
+            range_of(scan).and_then(|range| self.ledger.locks.first_in(range, scan.reverse)).map(<[u8]>::to_vec);
         PageReader { memory, cut, base: self.base.clone(), revision: self.revision, locked }
     }
 }
@@ -332,7 +333,9 @@ mod tests {
 
     fn flush(view: &mut View, store: &Store) {
         if let Some(table) = view.sealed.take() {
-            store.flush(&[Flush { shard: SHARD, meta: meta(view.revision), table, ledger: Ledger::default() }]).unwrap();
+            store
+                .flush(&[Flush { shard: SHARD, meta: meta(view.revision), table, ledger: Ledger::default() }])
+                .unwrap();
             view.base = store.base(SHARD).unwrap();
         }
     }

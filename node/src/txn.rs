@@ -90,7 +90,9 @@ async fn coordinate(
         Some((shard, part)) if shard == cell.shard => part,
         _ => return Err(Failure::WrongShard { epoch: shared.epoch() }),
     };
-    let Some(term) = cell.term() else { return Err(Failure::NotLeader { hint: cell.leader().filter(|n| *n != shared.peers.me()) }) };
+    let Some(term) = cell.term() else {
+        return Err(Failure::NotLeader { hint: cell.leader().filter(|n| *n != shared.peers.me()) });
+    };
     if let Some(outcome) = earlier(cell, &batch, deadline).await {
         return outcome;
     }
@@ -336,9 +338,7 @@ async fn finish(
 
 async fn let_go(shared: &Arc<Shared>, txn: TxnId, revisions: Vec<(ShardId, u64)>) {
     let Ok(head) = codec::encode(&LetGo { txn, revisions }) else { return };
-    if let Err(failure) =
-        ask::write(shared, txn.shard, WriteKind::LetGo, head.into(), Bytes::new(), None).await
-    {
+    if let Err(failure) = ask::write(shared, txn.shard, WriteKind::LetGo, head.into(), Bytes::new(), None).await {
         tracing::debug!(shard = %txn.shard, "a decision is not let go yet: {failure}");
     }
 }
