@@ -4,6 +4,9 @@
 //! together with the applied index, the revision and the configuration that belong to them. Only the rows of a snapshot
 //! that lie beside a shard's own become durable later, with whatever is written next: a crash voids them anyway.
 
+#[cfg(test)]
+use crate::disk::DiskFile;
+use crate::disk::{Disk, RealDisk};
 use crate::log::Mark;
 use crate::table::{Found, Slot, Table};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -18,6 +21,7 @@ use shkv_proto::merge::Row;
 use shkv_proto::message::SnapshotHead;
 use shkv_proto::{KeyspaceId, NodeId, ReplicaId, ShardId};
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +30,8 @@ type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
 const REPLICAS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("replicas");
 /// The highest id of the replicas of a shard that were deleted here: none of them is made again.
 const DELETED: TableDefinition<'static, u32, u64> = TableDefinition::new("deleted");
+/// What the file is called while it is made.
+const UNFINISHED: &str = "unfinished.redb";
 /// Bytes of a stored row before its value: flags, of which none is defined yet, and the version.
 const ROW_FIXED_BYTES: usize = 9;
 
@@ -96,7 +102,38 @@ impl Store {
     /// # Errors
     /// [`StoreError`], also when another process has it open.
     pub fn open(path: &Path, cache_bytes: usize) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
-        let db = Builder::new().set_cache_size(cache_bytes).create(path).map_err(StoreError::of)?;
+        let create = |path: &Path| Builder::new().set_cache_size(cache_bytes).create(path).map_err(StoreError::of);
+        if let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) {
+            let disk = RealDisk(folder.to_owned());
+            let io = |error: io::Error| StoreError(error.to_string());
+            let names = disk.list().map_err(io)?;
+            if !names.iter().any(|there| there == name) {
+                // A file that a crash left half made is no redb file. It gets its name when it is whole.
+                if names.iter().any(|there| there == UNFINISHED) {
+                    disk.remove(UNFINISHED).map_err(io)?;
+                }
+                drop(create(&folder.join(UNFINISHED))?);
+                disk.rename(UNFINISHED, name).map_err(io)?;
+            }
+        }
+        Self::with(create(path)?)
+    }
+
+    /// Opens rows that are kept in a file of a [`Disk`], as tests do that let it fail.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    #[cfg(test)]
+    pub fn open_in(
+        file: Arc<dyn DiskFile>,
+        cache_bytes: usize,
+    ) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
+        let mut builder = Builder::new();
+        builder.set_cache_size(cache_bytes);
+        Self::with(builder.create_with_backend(InFile(file)).map_err(StoreError::of)?)
+    }
+
+    fn with(db: Database) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
         let store = Self { db };
         let mut replicas = BTreeMap::new();
         let mut leftovers = Vec::new();
@@ -264,6 +301,40 @@ impl Store {
             txn.rename_table(rows_named(&staged_name(shard)), rows_named(&rows_name(shard))).map_err(StoreError::of)?;
             put_meta(txn, shard, meta)
         })
+    }
+}
+
+/// A file as redb wants it.
+#[cfg(test)]
+struct InFile(Arc<dyn DiskFile>);
+
+#[cfg(test)]
+impl std::fmt::Debug for InFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("InFile")
+    }
+}
+
+#[cfg(test)]
+impl redb::StorageBackend for InFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.bytes()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(out, offset)
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.0.resize(bytes)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_at(bytes, offset)
     }
 }
 
