@@ -14,6 +14,7 @@ mod claim;
 mod clock;
 pub mod disk;
 mod flusher;
+pub mod ground;
 mod identity;
 mod join;
 mod lease;

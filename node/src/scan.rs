@@ -105,7 +105,7 @@ async fn read(cell: Arc<Cell>, scan: Arc<Scan>, limits: PageLimits) -> Result<Pa
     if limits.rows <= INLINE_MAX.rows && limits.bytes <= INLINE_MAX.bytes {
         return work().map_err(|error| read_failed(&error));
     }
-    match tokio::task::spawn_blocking(work).await {
+    match shkv_proto::world::blocking(work).await {
         Ok(Ok(page)) => Ok(page),
         Ok(Err(error)) => Err(read_failed(&error)),
         Err(error) => Err(Failure::unknown(error.to_string())),

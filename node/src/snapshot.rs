@@ -53,7 +53,7 @@ pub async fn send(
             let lengths = range.chunk(SNAPSHOT_CHUNK_BYTES, &mut bytes);
             (range, lengths, bytes)
         };
-        let (back, lengths, bytes) = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
+        let (back, lengths, bytes) = shkv_proto::world::blocking(read).await.map_err(|error| error.to_string())?;
         range = back;
         let lengths = lengths.map_err(|error| error.to_string())?;
         if lengths.is_empty() {

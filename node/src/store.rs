@@ -4,6 +4,7 @@
 //! together with the applied index, the revision and the configuration that belong to them. Only the rows of a snapshot
 //! that lie beside a shard's own become durable later, with whatever is written next: a crash voids them anyway.
 
+use crate::ground::{self, RowsFile};
 use crate::log::Mark;
 use crate::table::{Found, Slot, Table};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -18,8 +19,8 @@ use shkv_proto::merge::Row;
 use shkv_proto::message::SnapshotHead;
 use shkv_proto::{KeyspaceId, NodeId, ReplicaId, ShardId};
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Bound;
-use std::path::Path;
 use std::sync::Arc;
 
 type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
@@ -95,8 +96,14 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`], also when another process has it open.
-    pub fn open(path: &Path, cache_bytes: usize) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
-        let db = Builder::new().set_cache_size(cache_bytes).create(path).map_err(StoreError::of)?;
+    pub fn open(rows: ground::Rows, cache_bytes: usize) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
+        let mut builder = Builder::new();
+        builder.set_cache_size(cache_bytes);
+        let db = match rows {
+            ground::Rows::File(path) => builder.create(path),
+            ground::Rows::StandIn(file) => builder.create_with_backend(Backend(file)),
+        };
+        let db = db.map_err(StoreError::of)?;
         let store = Self { db };
         let mut replicas = BTreeMap::new();
         let mut leftovers = Vec::new();
@@ -264,6 +271,32 @@ impl Store {
             txn.rename_table(rows_named(&staged_name(shard)), rows_named(&rows_name(shard))).map_err(StoreError::of)?;
             put_meta(txn, shard, meta)
         })
+    }
+}
+
+/// What stands in for redb's file.
+#[derive(Debug)]
+struct Backend(Box<dyn RowsFile>);
+
+impl redb::StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
     }
 }
 

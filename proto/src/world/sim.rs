@@ -29,6 +29,7 @@ pub struct Host {
     pub net: Arc<Net>,
     /// What is written down.
     pub trace: Arc<Trace>,
+    seed: u64,
     rng: Mutex<SmallRng>,
     /// Its time of day when its runtime began.
     unix_began: Duration,
@@ -41,7 +42,7 @@ impl Host {
     pub fn new(ip: IpAddr, net: Arc<Net>, seed: u64, unix_began: Duration) -> Arc<Self> {
         let trace = net.trace().clone();
         let rng = Mutex::new(SmallRng::seed_from_u64(seed));
-        Arc::new(Self { ip, net, trace, rng, unix_began, began: Mutex::new(None) })
+        Arc::new(Self { ip, net, trace, seed, rng, unix_began, began: Mutex::new(None) })
     }
 
     /// Makes this the host that code finds itself on, until what is returned is dropped.
@@ -61,6 +62,13 @@ impl Host {
     #[must_use]
     pub fn draw(&self) -> u64 {
         self.rng.lock().next_u64()
+    }
+
+    /// A number that is always the same for the same words on this host.
+    #[must_use]
+    pub fn fixed_draw(&self, words: &[u64]) -> u64 {
+        let mix = |hash: u64, word: &u64| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31);
+        words.iter().fold(self.seed, mix).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 33
     }
 
     /// Draws a number below `end` from the host's own randomness.
