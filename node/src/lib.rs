@@ -16,6 +16,7 @@ mod clock;
 mod crash;
 pub mod disk;
 mod flusher;
+pub mod ground;
 mod identity;
 mod join;
 mod lease;

@@ -4,9 +4,8 @@
 //! together with the applied index, the revision and the configuration that belong to them. Only the rows of a snapshot
 //! that lie beside a shard's own become durable later, with whatever is written next: a crash voids them anyway.
 
-#[cfg(test)]
-use crate::disk::DiskFile;
 use crate::disk::{Disk, RealDisk};
+use crate::ground::{self, RowsFile};
 use crate::log::Mark;
 use crate::table::{Found, Slot, Table};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -101,39 +100,17 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`], also when another process has it open.
-    pub fn open(path: &Path, cache_bytes: usize) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
-        let create = |path: &Path| Builder::new().set_cache_size(cache_bytes).create(path).map_err(StoreError::of);
-        if let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) {
-            let disk = RealDisk(folder.to_owned());
-            let io = |error: io::Error| StoreError(error.to_string());
-            let names = disk.list().map_err(io)?;
-            if !names.iter().any(|there| there == name) {
-                // A file that a crash left half made is no redb file. It gets its name when it is whole.
-                if names.iter().any(|there| there == UNFINISHED) {
-                    disk.remove(UNFINISHED).map_err(io)?;
-                }
-                drop(create(&folder.join(UNFINISHED))?);
-                disk.rename(UNFINISHED, name).map_err(io)?;
-            }
-        }
-        Self::with(create(path)?)
-    }
-
-    /// Opens rows that are kept in a file of a [`Disk`], as tests do that let it fail.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    #[cfg(test)]
-    pub fn open_in(
-        file: Arc<dyn DiskFile>,
-        cache_bytes: usize,
-    ) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
+    pub fn open(rows: ground::Rows, cache_bytes: usize) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
         let mut builder = Builder::new();
         builder.set_cache_size(cache_bytes);
-        Self::with(builder.create_with_backend(InFile(file)).map_err(StoreError::of)?)
-    }
-
-    fn with(db: Database) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
+        let db = match rows {
+            ground::Rows::File(path) => {
+                finish_creation(&builder, &path)?;
+                builder.create(path)
+            }
+            ground::Rows::StandIn(file) => builder.create_with_backend(Backend(file)),
+        };
+        let db = db.map_err(StoreError::of)?;
         let store = Self { db };
         let mut replicas = BTreeMap::new();
         let mut leftovers = Vec::new();
@@ -304,37 +281,47 @@ impl Store {
     }
 }
 
-/// A file as redb wants it.
-#[cfg(test)]
-struct InFile(Arc<dyn DiskFile>);
-
-#[cfg(test)]
-impl std::fmt::Debug for InFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("InFile")
+/// Makes the file if there is none. One that a crash left half made is no redb file, so it gets its name when it is whole.
+fn finish_creation(builder: &Builder, path: &Path) -> Result<(), StoreError> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Ok(());
+    };
+    let disk = RealDisk(folder.to_owned());
+    let io = |error: io::Error| StoreError(error.to_string());
+    let names = disk.list().map_err(io)?;
+    if names.iter().any(|there| there == name) {
+        return Ok(());
     }
+    if names.iter().any(|there| there == UNFINISHED) {
+        disk.remove(UNFINISHED).map_err(io)?;
+    }
+    drop(builder.create(folder.join(UNFINISHED)).map_err(StoreError::of)?);
+    disk.rename(UNFINISHED, name).map_err(io)
 }
 
-#[cfg(test)]
-impl redb::StorageBackend for InFile {
+/// What stands in for redb's file.
+#[derive(Debug)]
+struct Backend(Box<dyn RowsFile>);
+
+impl redb::StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        self.0.bytes()
+        self.0.len()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(out, offset)
+        self.0.read(offset, out)
     }
 
-    fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.0.resize(bytes)
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync()
     }
 
-    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_at(bytes, offset)
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
     }
 }
 
