@@ -215,7 +215,7 @@ impl State {
         for (key, value, condition) in &puts {
             ops.push(BatchOp::Put { key, value_bytes: value.len() as u32, condition: *condition });
         }
-        let head = codec::encode(&Batch { keyspace: KeyspaceId::SYSTEM, ops })?;
+        let head = codec::encode(&Batch { keyspace: KeyspaceId::SYSTEM, ops, id: None })?;
         Ok(Some((head, puts.iter().flat_map(|(_, value, _)| value.iter().copied()).collect())))
     }
 }

@@ -106,7 +106,11 @@ impl Metrics {
             None => 0,
             Some(Failure::Refusal { .. } | Failure::Condition { .. }) => 1,
             Some(
-                Failure::Busy { .. } | Failure::NotLeader { .. } | Failure::WrongShard { .. } | Failure::Behind { .. },
+                Failure::Busy { .. }
+                | Failure::NotLeader { .. }
+                | Failure::WrongShard { .. }
+                | Failure::Behind { .. }
+                | Failure::Aborted { .. },
             ) => 2,
             Some(Failure::Unknown { .. }) => 3,
         };

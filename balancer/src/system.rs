@@ -184,7 +184,7 @@ pub(crate) async fn renew_lease(cluster: &Arc<Cluster>, version: u64) -> Result<
 }
 
 async fn conditional(cluster: &Arc<Cluster>, ops: Vec<BatchOp<'_>>, tail: Vec<u8>) -> Result<Option<u64>, SystemError> {
-    let head = codec::encode(&Batch { keyspace: KeyspaceId::SYSTEM, ops })?;
+    let head = codec::encode(&Batch { keyspace: KeyspaceId::SYSTEM, ops, id: None })?;
     match ask(cluster, Kind::Batch, head, tail).await {
         Ok(answer) => Ok(Some(codec::decode::<WriteDone>(&answer.head)?.revision)),
         Err(Failure::Condition { .. }) => Ok(None),

@@ -200,7 +200,7 @@ impl Batch {
                 None => BatchOp::Delete { key, condition: Condition::Always },
             });
         }
-        let head = codec::encode(&message::Batch { keyspace, ops })
+        let head = codec::encode(&message::Batch { keyspace, ops, id: None })
             .map_err(|error| Error::refused(RefusalCode::BatchLimits, error.to_string()))?;
         Ok(Part { ops: positions, head, tail: tail.freeze() })
     }

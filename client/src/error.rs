@@ -83,9 +83,10 @@ impl From<Failure> for Error {
             Failure::Condition { operation, version } => Self::Condition { operation, version },
             Failure::Busy { text, .. } => Self::Unavailable { text },
             Failure::Unknown { text } => Self::Unknown { text },
-            Failure::NotLeader { .. } | Failure::WrongShard { .. } | Failure::Behind { .. } => {
-                Self::Unavailable { text: failure.to_string() }
-            }
+            Failure::NotLeader { .. }
+            | Failure::WrongShard { .. }
+            | Failure::Behind { .. }
+            | Failure::Aborted { .. } => Self::Unavailable { text: failure.to_string() },
         }
     }
 }
@@ -102,6 +103,7 @@ mod tests {
             Failure::WrongShard { epoch: Epoch(1) },
             Failure::Busy { retry_after_ms: 1, text: "x".into() },
             Failure::Behind { revision: 1 },
+            Failure::Aborted { text: "x".into() },
         ];
         for failure in not_done {
             assert!(matches!(Error::from(failure), Error::Unavailable { .. }));

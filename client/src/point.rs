@@ -254,7 +254,7 @@ async fn write(kind: Kind, keyspace: &Keyspace, key: &[u8], tail: Bytes, within:
         aim: Aim::Key(key),
         consistency: Consistency::Linearizable,
         write: true,
-        head: |_| codec::encode(&message::Write { keyspace, key, condition: Condition::Always }),
+        head: |_| codec::encode(&message::Write { keyspace, key, condition: Condition::Always, id: None }),
         tail,
     };
     let answered: Answered<WriteDone> = ask(inner, &request, deadline).await?;

@@ -12,6 +12,8 @@ mod admin;
 mod cell;
 mod claim;
 mod clock;
+#[cfg(test)]
+mod crash;
 pub mod disk;
 mod flusher;
 pub mod ground;

@@ -266,7 +266,7 @@ fn apply_batch(view: &mut View, batch: &Batch<'_>, tail: &mut Bytes, look: bool)
                 put(view, key, &tail.split_to(length));
             }
             BatchOp::Delete { key, .. } => removed += delete(view, key, look)?,
-            BatchOp::Check { .. } => {}
+            BatchOp::Check { .. } | BatchOp::Read { .. } => {}
         }
     }
     Ok(removed)
@@ -326,7 +326,8 @@ mod tests {
     }
 
     fn head(key: &[u8]) -> Vec<u8> {
-        codec::encode(&Write { keyspace: KeyspaceId(1), key, condition: Condition::Always }).expect("it is small")
+        codec::encode(&Write { keyspace: KeyspaceId(1), key, condition: Condition::Always, id: None })
+            .expect("it is small")
     }
 
     #[test]
@@ -336,7 +337,7 @@ mod tests {
             BatchOp::Delete { key: b"b", condition: Condition::Present },
             BatchOp::Put { key: b"c", value_bytes: 2, condition: Condition::Absent },
         ];
-        let batch = codec::encode(&Batch { keyspace: KeyspaceId(1), ops }).expect("it is small");
+        let batch = codec::encode(&Batch { keyspace: KeyspaceId(1), ops, id: None }).expect("it is small");
         let mut group = Group::default();
         group.add(WriteKind::Put, &head(b"a"), b"1");
         group.add(WriteKind::Put, &head(b"b"), b"2");
@@ -369,8 +370,8 @@ mod tests {
         let mut run = |writes: &[Step<'_>]| {
             let mut group = Group::default();
             for (key, condition, value) in writes {
-                let head =
-                    codec::encode(&Write { keyspace: KeyspaceId(1), key, condition: *condition }).expect("small");
+                let head = codec::encode(&Write { keyspace: KeyspaceId(1), key, condition: *condition, id: None })
+                    .expect("small");
                 let kind = if value.is_some() { WriteKind::Put } else { WriteKind::Delete };
                 group.add(kind, &head, value.unwrap_or_default());
             }
@@ -420,7 +421,7 @@ mod tests {
                 BatchOp::Put { key: b"a", value_bytes: 1, condition: Condition::Absent },
                 BatchOp::Check { key: b"b", condition: check },
             ];
-            let head = codec::encode(&Batch { keyspace: KeyspaceId(1), ops }).expect("it is small");
+            let head = codec::encode(&Batch { keyspace: KeyspaceId(1), ops, id: None }).expect("it is small");
             let mut group = Group::default();
             group.add(WriteKind::Batch, &head, b"x");
             Bytes::from(group.finish())
@@ -461,7 +462,7 @@ mod tests {
         );
         assert_eq!(code(check(WriteKind::Delete, &head(b"k"), b"x", yes)), Some(RefusalCode::Malformed));
         assert_eq!(code(check(WriteKind::Put, b"\xff\xff", b"", yes)), Some(RefusalCode::Malformed));
-        let batch = |ops| codec::encode(&Batch { keyspace: KeyspaceId(1), ops }).expect("it is small");
+        let batch = |ops| codec::encode(&Batch { keyspace: KeyspaceId(1), ops, id: None }).expect("it is small");
         assert_eq!(code(check(WriteKind::Batch, &batch(vec![]), b"", yes)), Some(RefusalCode::BatchLimits));
         let lying = batch(vec![BatchOp::Put { key: b"k", value_bytes: 5, condition: Condition::Always }]);
         assert_eq!(code(check(WriteKind::Batch, &lying, b"four", yes)), Some(RefusalCode::Malformed));

@@ -34,7 +34,7 @@ async fn what_is_put_is_read_and_scanned_and_deleted() {
     }
     assert_eq!(group.get("key07").await.as_deref(), Some("value7"));
     assert_eq!(group.get("missing").await, None);
-    let write = Write { keyspace: KEYSPACE, key: b"key07", condition: Condition::Always };
+    let write = Write { keyspace: KEYSPACE, key: b"key07", condition: Condition::Always, id: None };
     let (gone, _) = group.at_leader::<WriteDone>(Kind::Delete, &write, b"").await;
     assert_eq!((gone.revision, gone.removed), (51, 1));
     assert_eq!(group.get("key07").await, None);
@@ -176,7 +176,7 @@ async fn a_full_disk_refuses_puts_and_still_reads_and_deletes() {
     let tuning = Tuning { disk_reserve_bytes: u64::MAX, ..small() };
     let group = Group::new(1, tuning).await;
     group.leader().await;
-    let write = Write { keyspace: KEYSPACE, key: b"k", condition: Condition::Always };
+    let write = Write { keyspace: KEYSPACE, key: b"k", condition: Condition::Always, id: None };
     let refused = group.ask::<WriteDone>(0, Kind::Put, &write, Bytes::from_static(b"v")).await.unwrap_err();
     assert_eq!(refusal(refused), RefusalCode::DiskFull);
     assert_eq!(group.get("k").await, None);
@@ -205,7 +205,7 @@ async fn what_a_node_may_not_do_is_refused_with_a_reason() {
     let client = Link::open(addr.clone(), Hello::ours(None, Role::Client), |_| Ok(()));
     let frame = Frame::new(Header::new(Kind::CreateReplica), codec::encode(&create).unwrap(), vec![]);
     assert_eq!(refusal(client.ask::<()>(frame, soon()).await.unwrap_err()), RefusalCode::NotAllowed);
-    let other_keyspace = Write { keyspace: KeyspaceId(9), key: b"k", condition: Condition::Always };
+    let other_keyspace = Write { keyspace: KeyspaceId(9), key: b"k", condition: Condition::Always, id: None };
     let refused = group.ask::<WriteDone>(0, Kind::Put, &other_keyspace, Bytes::new()).await.unwrap_err();
     assert!(matches!(refused, CallError::Failure(Failure::WrongShard { .. })), "{refused}");
     let stranger = Link::open(addr, Hello::ours(Some(ClusterId(9)), Role::Client), |_| Ok(()));

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 fn write(key: &str) -> Write<'_> {
-    Write { keyspace: KEYSPACE, key: key.as_bytes(), condition: Condition::Always }
+    Write { keyspace: KEYSPACE, key: key.as_bytes(), condition: Condition::Always, id: None }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

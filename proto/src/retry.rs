@@ -45,7 +45,7 @@ pub fn after(error: &CallError, write: bool, tries: u32) -> Step {
                 false,
                 None,
             ),
-            Failure::Behind { .. } => again(pause, false, None),
+            Failure::Behind { .. } | Failure::Aborted { .. } => again(pause, false, None),
             Failure::Unknown { .. } if write => Step::Stop(failure.clone()),
             Failure::Unknown { .. } => again(pause, false, None),
         },
@@ -102,6 +102,7 @@ mod tests {
             CallError::Failure(Failure::WrongShard { epoch: crate::Epoch(1) }),
             CallError::Failure(Failure::Busy { retry_after_ms: 7, text: "x".into() }),
             CallError::Failure(Failure::Behind { revision: 1 }),
+            CallError::Failure(Failure::Aborted { text: "x".into() }),
         ];
         for error in not_done {
             for tries in 1..100 {

@@ -10,10 +10,11 @@ use shkv_proto::{Epoch, Kind, codec};
 
 const DOCUMENT: &str = include_str!("../../proto.md");
 const LIMITS: &str = include_str!("../src/limits.rs");
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     include_str!("../src/message/mod.rs"),
     include_str!("../src/message/cluster.rs"),
     include_str!("../src/message/consensus.rs"),
+    include_str!("../src/message/write.rs"),
     include_str!("../src/map.rs"),
     LIMITS,
 ];
@@ -83,8 +84,9 @@ fn index(value: &impl Serialize) -> u8 {
 #[test]
 fn every_failure_and_refusal_is_told_with_its_number() {
     use RefusalCode::{
-        BatchLimits, Conflict, DiskFull, Exists, KeyEmpty, KeyTooLarge, Malformed, NotAllowed, NotBootstrapped,
-        NotFound, Retired, UnknownKeyspace, Unsupported, ValueTooLarge, Version, WouldLose, WrongCluster,
+        BatchLimits, Conflict, DiskFull, Exists, Forgotten, KeyEmpty, KeyTooLarge, Malformed, NotAllowed,
+        NotBootstrapped, NotFound, Retired, UnknownKeyspace, Unsupported, ValueTooLarge, Version, WouldLose,
+        WrongCluster,
     };
     let codes = [
         Malformed,
@@ -104,6 +106,7 @@ fn every_failure_and_refusal_is_told_with_its_number() {
         WouldLose,
         Retired,
         Unsupported,
+        Forgotten,
     ];
     for (at, code) in codes.iter().enumerate() {
         assert_eq!(usize::from(index(code)), at, "{code:?} has another number than before");
@@ -117,6 +120,7 @@ fn every_failure_and_refusal_is_told_with_its_number() {
         ("Behind", Failure::Behind { revision: 0 }),
         ("Unknown", Failure::unknown("")),
         ("Condition", Failure::Condition { operation: 0, version: None }),
+        ("Aborted", Failure::Aborted { text: String::new() }),
     ];
     for (at, (name, failure)) in failures.iter().enumerate() {
         assert_eq!(usize::from(index(failure)), at, "{name} has another number than before");

@@ -7,8 +7,9 @@ use shkv_proto::codec;
 use shkv_proto::limits::{FRAME_BYTES_MAX, Limits};
 use shkv_proto::map::{KeyspaceInfo, NodeInfo, Part, ShardInfo};
 use shkv_proto::message::{
-    Batch, BatchOp, ChangeReplicas, Condition, Consistency, EntryHead, Failure, Get, GetDone, Hello, MapDone,
-    RaftMessage, RefusalCode, Role, RowHead, Scan, ScanDone, SnapshotChunk, Welcome, Write, WriteDone,
+    Batch, BatchDone, BatchOp, ChangeReplicas, Condition, Consistency, EntryHead, Failure, Get, GetDone, Hello,
+    MapDone, RaftMessage, RefusalCode, Role, RowHead, RowRead, Scan, ScanDone, SnapshotChunk, Welcome, Write,
+    WriteDone, WriteId,
 };
 use shkv_proto::{ClusterId, Epoch, Frame, Header, Kind, Map, NodeId, ReplicaId, ShardId};
 use shkv_proto::{KeyspaceId, message::MAGIC};
@@ -62,17 +63,25 @@ fn handshake() -> [Example; 2] {
     ]
 }
 
-fn rows() -> [Example; 8] {
+fn rows() -> [Example; 9] {
     let get = Get { keyspace: KEYSPACE, key: b"key", consistency: Consistency::Causal { revision: 250 } };
     let got = GetDone { version: Some(251), revision: 65_536, consistency: get.consistency };
-    let write = Write { keyspace: KEYSPACE, key: b"key", condition: Condition::Always };
-    let guarded = Write { condition: Condition::Version(300), ..write };
+    let id = WriteId { client: 1 << 40, sequence: 9, answered: 7, age_ms: 250 };
+    let write = Write { keyspace: KEYSPACE, key: b"key", condition: Condition::Always, id: Some(id) };
+    let guarded = Write { condition: Condition::Version(300), id: None, ..write };
     let written = WriteDone { revision: 1 << 32, removed: 0 };
     let ops = vec![
         BatchOp::Put { key: b"a", value_bytes: 2, condition: Condition::Absent },
         BatchOp::Delete { key: b"b", condition: Condition::Always },
         BatchOp::Check { key: b"c", condition: Condition::Value(b"v") },
+        BatchOp::Read { key: b"d" },
     ];
+    let batch = Batch { keyspace: KEYSPACE, ops, id: Some(id) };
+    let batched = BatchDone {
+        removed: 1,
+        revisions: vec![(ShardId(3), 12), (ShardId(4), 300)],
+        rows: vec![Some(RowRead { version: 11, value_bytes: 2 })],
+    };
     let scan = Scan {
         keyspace: KEYSPACE,
         start: b"a".to_vec(),
@@ -91,15 +100,14 @@ fn rows() -> [Example; 8] {
         example("Put", routed(Kind::Put), &write, b"value", |head| read::<Write<'_>>(head)),
         example("Delete", routed(Kind::Delete), &guarded, b"", |head| read::<Write<'_>>(head)),
         example("WriteDone", answer(Kind::Done), &written, b"", |head| read::<WriteDone>(head)),
-        example("Batch", routed(Kind::Batch), &Batch { keyspace: KEYSPACE, ops }, b"v1", |head| {
-            read::<Batch<'_>>(head)
-        }),
+        example("Batch", routed(Kind::Batch), &batch, b"v1", |head| read::<Batch<'_>>(head)),
+        example("BatchDone", answer(Kind::Done), &batched, b"v2", |head| read::<BatchDone>(head)),
         example("Scan", routed(Kind::Scan), &scan, b"", |head| read::<Scan>(head)),
         example("ScanDone", answer(Kind::Done), &page, b"v1w", |head| read::<ScanDone>(head)),
     ]
 }
 
-fn failures() -> [Example; 7] {
+fn failures() -> [Example; 8] {
     let failed = |name, failure: &Failure| {
         example(name, answer(Kind::Failed), failure, b"", |head| {
             format!("{:?}", codec::decode::<Failure>(head).expect("a failure"))
@@ -113,6 +121,7 @@ fn failures() -> [Example; 7] {
         failed("Behind", &Failure::Behind { revision: 12 }),
         failed("Unknown", &Failure::unknown("lost")),
         failed("Condition", &Failure::Condition { operation: 2, version: Some(9) }),
+        failed("Aborted", &Failure::Aborted { text: "locked".into() }),
     ]
 }
 

@@ -7,6 +7,7 @@ mod values;
 
 use bytes::BytesMut;
 use proptest::collection::vec;
+use proptest::option::of;
 use proptest::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -167,7 +168,7 @@ proptest! {
     }
 
     #[test]
-    fn reads_survive_a_round_trip(scan in scan(), page in scan_done(), version in proptest::option::of(number()), revision in number(), consistency in consistency()) {
+    fn reads_survive_a_round_trip(scan in scan(), page in scan_done(), version in of(number()), revision in number(), consistency in consistency()) {
         round_trip(&scan)?;
         round_trip(&CountDone { rows: revision, next: page.next.clone() })?;
         round_trip(&page)?;
@@ -175,21 +176,22 @@ proptest! {
     }
 
     #[test]
-    fn heads_that_name_a_key_survive_a_round_trip_and_begin_alike(keyspace: u32, key in some_bytes(), consistency in consistency(), ops in batch_ops(), revision in number(), removed: u32) {
+    fn heads_that_name_a_key_survive_a_round_trip_and_begin_alike(keyspace: u32, key in some_bytes(), consistency in consistency(), ops in batch_ops(), id in of(write_id()), revision in number(), removed: u32, done in batch_done()) {
         let keyspace = KeyspaceId(keyspace);
         let get = codec::encode(&Get { keyspace, key: &key, consistency }).expect("a small head");
-        let write = codec::encode(&Write { keyspace, key: &key, condition: Condition::Absent }).expect("a small head");
+        let write = codec::encode(&Write { keyspace, key: &key, condition: Condition::Absent, id }).expect("a small head");
         prop_assert_eq!(codec::decode_borrowed(&get).ok(), Some(Get { keyspace, key: &key, consistency }));
-        prop_assert_eq!(codec::decode_borrowed(&write).ok(), Some(Write { keyspace, key: &key, condition: Condition::Absent }));
+        prop_assert_eq!(codec::decode_borrowed(&write).ok(), Some(Write { keyspace, key: &key, condition: Condition::Absent, id }));
         for head in [get, write] {
             let (prefix, _) = codec::decode_borrowed_prefix::<KeyPrefix<'_>>(&head).expect("a prefix");
             prop_assert_eq!(prefix, KeyPrefix { keyspace, key: &key });
         }
-        let batch = Batch { keyspace, ops: ops.iter().map(batch_op).collect() };
+        let batch = Batch { keyspace, ops: ops.iter().map(batch_op).collect(), id };
         let head = codec::encode(&batch).expect("a small head");
         prop_assert_eq!(codec::decode_borrowed(&head).ok(), Some(batch));
         harness::message(&head);
         round_trip(&WriteDone { revision, removed })?;
+        round_trip(&done)?;
     }
 
     #[test]

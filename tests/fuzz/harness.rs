@@ -42,7 +42,7 @@ pub fn message(bytes: &[u8]) {
 }
 
 /// One for each type that is a head, or the list that is.
-pub const DECODERS: [fn(&[u8]); 23] = [
+pub const DECODERS: [fn(&[u8]); 24] = [
     |bytes| {
         if let Some(hello) = owned::<Hello>(bytes) {
             let _ = hello.version_in_common();
@@ -65,6 +65,7 @@ pub const DECODERS: [fn(&[u8]); 23] = [
     borrowed::<BatchOf>,
     borrowed::<KeyPrefixOf>,
     decoder::<WriteDone>,
+    decoder::<BatchDone>,
     |bytes| {
         if let Some(done) = owned::<MapDone>(bytes) {
             map(done.map);

@@ -600,7 +600,7 @@ fn write_batch(shard: &mut Shard, batch: &Batch<'_>, mut values: Bytes) -> Resul
                 shard.revision += 1;
                 shard.rows.remove(*key);
             }
-            BatchOp::Check { .. } => {}
+            BatchOp::Check { .. } | BatchOp::Read { .. } => {}
         }
     }
     Ok(())

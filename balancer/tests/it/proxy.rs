@@ -27,7 +27,8 @@ async fn head_and_tail_are_forwarded_byte_for_byte() {
     let (leader, _) = leader_and_other(&setup);
     for size in [0, 100, 3_000_000] {
         let value: Vec<u8> = (0..size).map(|n: u32| ((n * 31) >> 3) as u8).collect();
-        let head = codec::encode(&Write { keyspace: KEYSPACE, key: KEY, condition: Condition::Always }).unwrap();
+        let head =
+            codec::encode(&Write { keyspace: KEYSPACE, key: KEY, condition: Condition::Always, id: None }).unwrap();
         let answer = ask(&setup.client, Kind::Put, ShardId::UNROUTED, head.clone(), value.clone()).await;
         assert_eq!(answer.header.kind, Kind::Done);
         let seen = setup.node(leader).seen(Kind::Put).pop().unwrap();
@@ -137,7 +138,7 @@ async fn a_batch_goes_to_its_one_shard_or_is_refused() {
     let (same, other): (Vec<_>, Vec<_>) = keys.iter().partition(|key| setup.world.shard_of(key) == here);
     let batch = |keys: Vec<&Vec<u8>>| {
         let ops = keys.iter().map(|key| BatchOp::Put { key, value_bytes: 1, condition: Condition::Always }).collect();
-        codec::encode(&Batch { keyspace: KEYSPACE, ops }).unwrap()
+        codec::encode(&Batch { keyspace: KEYSPACE, ops, id: None }).unwrap()
     };
     for shard in [ShardId::UNROUTED, here] {
         let answer = ask(&setup.client, Kind::Batch, shard, batch(same.clone()), vec![7; same.len()]).await;
@@ -168,10 +169,12 @@ async fn what_clients_may_not_ask_is_refused() {
         assert_eq!(refused(kind, ShardId::UNROUTED, vec![]).await, RefusalCode::NotAllowed);
     }
     let system =
-        codec::encode(&Write { keyspace: KeyspaceId::SYSTEM, key: b"meta", condition: Condition::Always }).unwrap();
+        codec::encode(&Write { keyspace: KeyspaceId::SYSTEM, key: b"meta", condition: Condition::Always, id: None })
+            .unwrap();
     assert_eq!(refused(Kind::Delete, ShardId::UNROUTED, system).await, RefusalCode::NotAllowed);
     assert_eq!(refused(Kind::Batch, ShardId::SYSTEM, vec![]).await, RefusalCode::NotAllowed);
-    let nowhere = codec::encode(&Write { keyspace: KeyspaceId(9), key: KEY, condition: Condition::Always }).unwrap();
+    let nowhere =
+        codec::encode(&Write { keyspace: KeyspaceId(9), key: KEY, condition: Condition::Always, id: None }).unwrap();
     assert_eq!(refused(Kind::Put, ShardId::UNROUTED, nowhere).await, RefusalCode::UnknownKeyspace);
     assert_eq!(refused(Kind::Get, ShardId::UNROUTED, vec![0xff; 9]).await, RefusalCode::Malformed);
     assert_eq!(refused(Kind::Scan, ShardId::UNROUTED, vec![]).await, RefusalCode::Malformed);

@@ -77,7 +77,7 @@ pub async fn ask(link: &Link, kind: Kind, shard: ShardId, head: Vec<u8>, tail: V
 
 /// Puts a row of the default keyspace.
 pub async fn put(link: &Link, key: &[u8], value: &[u8]) -> Result<WriteDone, Failure> {
-    let head = codec::encode(&Write { keyspace: KEYSPACE, key, condition: Condition::Always }).unwrap();
+    let head = codec::encode(&Write { keyspace: KEYSPACE, key, condition: Condition::Always, id: None }).unwrap();
     let answer = ask(link, Kind::Put, ShardId::UNROUTED, head, value.to_vec()).await;
     let answer = shkv_proto::link::done_or_failure(answer)?;
     Ok(codec::decode(&answer.head).unwrap())

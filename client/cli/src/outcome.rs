@@ -133,6 +133,7 @@ pub fn code_name(code: RefusalCode) -> &'static str {
         RefusalCode::WouldLose => "would_lose",
         RefusalCode::Retired => "retired",
         RefusalCode::Unsupported => "unsupported",
+        RefusalCode::Forgotten => "forgotten",
     }
 }
 

@@ -197,7 +197,8 @@ impl Fake {
             assert!(part.holds(op.key()), "a key of another shard");
             let value = match op {
                 BatchOp::Put { value_bytes, .. } => Some(tail.split_to(*value_bytes as usize)),
-                BatchOp::Delete { .. } | BatchOp::Check { .. } => None,
+                BatchOp::Delete { .. } => None,
+                BatchOp::Check { .. } | BatchOp::Read { .. } => continue,
             };
             let one = self.write(op.key(), value);
             done = WriteDone { revision: one.revision, removed: done.removed + one.removed };

@@ -188,7 +188,7 @@ impl Group {
     }
 
     pub async fn put(&self, key: &str, value: &str) -> u64 {
-        let write = Write { keyspace: KEYSPACE, key: key.as_bytes(), condition: Condition::Always };
+        let write = Write { keyspace: KEYSPACE, key: key.as_bytes(), condition: Condition::Always, id: None };
         self.at_leader::<WriteDone>(Kind::Put, &write, value.as_bytes()).await.0.revision
     }
 

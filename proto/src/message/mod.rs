@@ -5,9 +5,11 @@
 
 mod cluster;
 mod consensus;
+mod write;
 
 pub use cluster::*;
 pub use consensus::*;
+pub use write::*;
 
 use crate::ids::{ClusterId, Epoch, KeyspaceId, NodeId};
 use crate::limits::Limits;
@@ -174,105 +176,6 @@ pub struct CountDone {
     pub next: Option<Vec<u8>>,
 }
 
-// ---------------------------------------------------------------------------------------------- writes
-
-/// What must hold of a row before anything is written. It is looked at when the write is applied, in the order of the
-/// shard's log: nothing comes between looking and writing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub enum Condition<'a> {
-    /// Whatever there is.
-    #[default]
-    Always,
-    /// There is no row.
-    Absent,
-    /// There is a row.
-    Present,
-    /// There is a row of this version.
-    Version(u64),
-    /// There is a row of this value.
-    Value(&'a [u8]),
-}
-
-/// Head of [`crate::Kind::Put`] (the tail is the value) and of [`crate::Kind::Delete`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Write<'a> {
-    /// The keyspace.
-    pub keyspace: KeyspaceId,
-    /// The key.
-    pub key: &'a [u8],
-    /// What must hold of the row.
-    #[serde(borrow)]
-    pub condition: Condition<'a>,
-}
-
-/// Head of [`crate::Kind::Batch`]; the tail is the values of the puts, one behind the other. The header names the shard.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Batch<'a> {
-    /// The keyspace.
-    pub keyspace: KeyspaceId,
-    /// The operations, done in this order in one step if all their conditions hold before it.
-    #[serde(borrow)]
-    pub ops: Vec<BatchOp<'a>>,
-}
-
-/// An operation of a batch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum BatchOp<'a> {
-    /// Write a row.
-    Put {
-        /// The key.
-        key: &'a [u8],
-        /// Bytes of its value in the tail.
-        value_bytes: u32,
-        /// What must hold of the row.
-        #[serde(borrow)]
-        condition: Condition<'a>,
-    },
-    /// Remove a row.
-    Delete {
-        /// The key.
-        key: &'a [u8],
-        /// What must hold of the row.
-        #[serde(borrow)]
-        condition: Condition<'a>,
-    },
-    /// Only look: the batch is done if this holds, too.
-    Check {
-        /// The key.
-        key: &'a [u8],
-        /// What must hold of the row.
-        #[serde(borrow)]
-        condition: Condition<'a>,
-    },
-}
-
-impl<'a> BatchOp<'a> {
-    /// The key.
-    #[must_use]
-    pub fn key(&self) -> &'a [u8] {
-        match self {
-            Self::Put { key, .. } | Self::Delete { key, .. } | Self::Check { key, .. } => key,
-        }
-    }
-
-    /// What must hold of the row.
-    #[must_use]
-    pub fn condition(&self) -> Condition<'a> {
-        match self {
-            Self::Put { condition, .. } | Self::Delete { condition, .. } | Self::Check { condition, .. } => *condition,
-        }
-    }
-}
-
-/// Head of the answer to a put, a delete or a batch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct WriteDone {
-    /// The shard's revision after the write: the row's version, for a batch that of its last operation.
-    pub revision: u64,
-    /// Rows that a delete found and removed. Puts do not look: it would cost each of them a read.
-    pub removed: u32,
-}
-
 // ---------------------------------------------------------------------------------------------- failures
 
 /// Why a request has no other answer, sorted by what the receiver must do.
@@ -326,6 +229,12 @@ pub enum Failure {
         /// The version that its row has, or `None` if there is no such row.
         version: Option<u64>,
     },
+    /// Not done: it met a lock of another transaction, or another one was faster. Try again.
+    #[error("aborted: {text}")]
+    Aborted {
+        /// What it met.
+        text: String,
+    },
 }
 
 /// The refusals that a program may want to tell apart.
@@ -365,6 +274,8 @@ pub enum RefusalCode {
     Retired,
     /// This balancer has no way to do that.
     Unsupported,
+    /// The write was asked for first so long ago that nobody remembers whether it was done.
+    Forgotten,
 }
 
 impl Failure {

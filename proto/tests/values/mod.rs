@@ -7,9 +7,10 @@ use shkv_proto::frame::{Frame, Header, VERSION};
 use shkv_proto::limits::{DEADLINE_MS_MAX, Limits};
 use shkv_proto::map::{KeyspaceInfo, NodeInfo, NodeState, Part, ReplicaInfo, ReplicaRole, ShardInfo};
 use shkv_proto::message::{
-    Admin, BatchOp, Beat, ChangeReplicas, Condition, Consistency, Control, Controller, CreateReplica, EntryHead, Event,
-    Failure, Gone, GroupStatus, Hello, Join, MapDone, NewShard, NodeHealth, NodeStatus, RaftMessage, RefusalCode,
-    ReplicaStatus, Role, RowHead, Scan, ScanDone, SnapshotBegin, SnapshotHead, StatusDone, Welcome,
+    Admin, BatchDone, BatchOp, Beat, ChangeReplicas, Condition, Consistency, Control, Controller, CreateReplica,
+    EntryHead, Event, Failure, Gone, GroupStatus, Hello, Join, MapDone, NewShard, NodeHealth, NodeStatus, RaftMessage,
+    RefusalCode, ReplicaStatus, Role, RowHead, RowRead, Scan, ScanDone, SnapshotBegin, SnapshotHead, StatusDone,
+    Welcome, WriteId,
 };
 use shkv_proto::{ClusterId, Epoch, KeyspaceId, Kind, Map, NodeId, ReplicaId, ShardId};
 
@@ -93,6 +94,27 @@ pub fn scan_done() -> impl Strategy<Value = ScanDone> {
 /// Keys of a batch's operations, each with its value's length if it is a put.
 pub fn batch_ops() -> impl Strategy<Value = Vec<(Vec<u8>, Option<u32>)>> {
     vec((some_bytes(), of(small())), 0..20)
+}
+
+/// By what a write is known.
+pub fn write_id() -> impl Strategy<Value = WriteId> {
+    (number(), number(), number(), small()).prop_map(|(client, sequence, answered, age_ms)| WriteId {
+        client,
+        sequence,
+        answered,
+        age_ms,
+    })
+}
+
+/// The answer to a batch.
+pub fn batch_done() -> impl Strategy<Value = BatchDone> {
+    let revision = (small(), number()).prop_map(|(shard, revision)| (ShardId(shard), revision));
+    let row = of((number(), small()).prop_map(|(version, value_bytes)| RowRead { version, value_bytes }));
+    (small(), vec(revision, 0..4), vec(row, 0..4)).prop_map(|(removed, revisions, rows)| BatchDone {
+        removed,
+        revisions,
+        rows,
+    })
 }
 
 /// The operation that one of [`batch_ops`] stands for.
@@ -411,7 +433,8 @@ pub fn failure() -> impl Strategy<Value = Failure> {
         (small(), text()).prop_map(|(retry_after_ms, text)| Failure::Busy { retry_after_ms, text }),
         number().prop_map(|revision| Failure::Behind { revision }),
         (small(), of(number())).prop_map(|(operation, version)| Failure::Condition { operation, version }),
-        text().prop_map(|text| Failure::Unknown { text })
+        text().prop_map(|text| Failure::Unknown { text }),
+        text().prop_map(|text| Failure::Aborted { text })
     ]
 }
 
