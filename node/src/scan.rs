@@ -1,8 +1,6 @@
 //! Scans and counts of one shard: small pages read where they are asked for, as gets are, larger ones on a thread that may
 //! block.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: redb's pages are read on threads that may block")]
-
 use crate::cell::{Cell, read_failed};
 use crate::reply::Reply;
 use crate::session::{fresh, head_of, may_answer, time_of};
@@ -117,7 +115,7 @@ async fn read(cell: Arc<Cell>, scan: Arc<Scan>, limits: PageLimits) -> Result<Pa
     if limits.rows <= INLINE_MAX.rows && limits.bytes <= INLINE_MAX.bytes {
         return work().map_err(|error| read_failed(&error));
     }
-    match tokio::task::spawn_blocking(work).await {
+    match shkv_proto::world::blocking(work).await {
         Ok(Ok(page)) => Ok(page),
         Ok(Err(error)) => Err(read_failed(&error)),
         Err(error) => Err(Failure::unknown(error.to_string())),

@@ -52,10 +52,14 @@ pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
     let mut frames = Vec::new();
     loop {
         let read = tokio::select! { // every arm is cancel-safe: next_batch keeps what it has read
+            biased; // the read first: it is what there mostly is, and an end is looked for behind it
             read = reader.next_batch(&mut frames) => read,
             () = shared.stop.cancelled() => break,
             () = shared.retired.cancelled() => break,
         };
+        if shared.stop.is_cancelled() || shared.retired.is_cancelled() {
+            break;
+        }
         match read {
             Ok(true) => served.batch(&mut frames).await,
             Ok(false) => break,

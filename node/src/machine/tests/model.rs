@@ -116,8 +116,8 @@ impl World {
     fn begin(&mut self, dice: &mut Dice) {
         let mut parts = BTreeMap::new();
         let count = 2 + dice.roll(2) as usize;
-        while parts.len() < count {
-            let shard = dice.roll(SHARDS);
+        let from = dice.roll(SHARDS);
+        for shard in (0..count as u32).map(|n| (from + n) % SHARDS) {
             let key = account(shard, dice.roll(ACCOUNTS));
             let before = self.balance(shard, &key);
             parts.entry(shard).or_insert((key, before, before));
@@ -173,7 +173,7 @@ impl World {
         let (before, after) = (before.to_le_bytes(), after.to_le_bytes());
         let ops =
             vec![BatchOp::Put { key: &key, value_bytes: 8, condition: Condition::Value(&before) }, put(&mark, b"m")];
-        let vote = match self.apply(shard, WriteKind::Prepare, super::prepare(txn, ops), &[&after[..], b"m"].concat()) {
+        let vote = match self.apply(shard, WriteKind::Prepare, prepare(txn, ops), &[&after[..], b"m"].concat()) {
             Ok(Done::Prepare(..)) => Vote::Yes,
             Err(NotDone::Failure(_)) => Vote::No,
             other => panic!("{other:?}"),
