@@ -43,7 +43,7 @@ steps! {
     FinishDone = "finish-done",
     /// At the coordinator, when all have finished and before the decision is let go.
     BeforeLetGo = "before-let-go",
-    /// At the coordinator, when the decision is let go and before the client is answered.
+    /// At the coordinator, when the decision is let go; the client was answered just before that.
     AfterLetGo = "after-let-go",
 }
 
