@@ -72,7 +72,7 @@ impl Steps {
     pub async fn reach(&self, step: Step) {
         crash_at(step);
         if self.hook.as_ref().is_some_and(|hook| hook(step)) {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
