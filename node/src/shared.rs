@@ -53,6 +53,9 @@ pub struct Shared {
     pub claims: Mutex<Claims>,
     /// When a balancer was last heard, in nanoseconds of the node's clock.
     beat_at: AtomicU64,
+    /// What a simulation sees of the replicas.
+    #[cfg(feature = "sim")]
+    pub looks: Mutex<BTreeMap<u32, crate::inspect::ReplicaLook>>,
     owners: Vec<mpsc::Sender<Mail>>,
     cells: RwLock<BTreeMap<u32, Arc<Cell>>>,
     map: RwLock<Option<Arc<Map>>>,
@@ -83,6 +86,8 @@ impl Shared {
             retired: CancellationToken::new(),
             claims: Mutex::default(),
             beat_at: AtomicU64::new(0),
+            #[cfg(feature = "sim")]
+            looks: Mutex::default(),
             owners,
             cells: RwLock::default(),
             map: RwLock::default(),

@@ -307,6 +307,8 @@ impl Owner {
                 return self.shared.fail(&format!("shard {number}: {error}"));
             }
             self.flush_wanted |= shard.replica.wants_flush();
+            #[cfg(feature = "sim")]
+            crate::inspect::look(&self.shared, shard);
         }
         self.active_bytes = self.active_bytes.saturating_add_signed(round.table_growth);
         self.applied_bytes += round.applied_bytes;

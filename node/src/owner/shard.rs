@@ -370,6 +370,8 @@ impl Shard {
         let Some(last) = entries.last() else { return Ok(()) };
         let mut answers = Vec::new();
         for entry in entries {
+            #[cfg(feature = "sim")]
+            crate::inspect::applied(self.cell.shard, self.replica.id().0, entry);
             let mut waiters = self.waiters_of(entry);
             if entry.kind == 0 {
                 if !entry.data.is_empty() {
