@@ -1,8 +1,6 @@
 //! Scans and counts of one shard: small pages read where they are asked for, as gets are, larger ones on a thread that may
 //! block.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: redb's pages are read on threads that may block")]
-
 use crate::cell::{Cell, read_failed};
 use crate::reply::Reply;
 use crate::session::{barrier, head_of, may_answer};

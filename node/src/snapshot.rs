@@ -3,8 +3,6 @@
 //!
 //! The rows that come in lie beside the shard's own until all are there; then one transaction puts them in place.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: redb's pages are read on threads that may block")]
-
 use crate::claim::{Claim, Purpose};
 use crate::flusher::Job;
 use crate::owner::Mail;
