@@ -200,12 +200,13 @@ impl Shared {
             }
         }
         replicas.sort_by_key(|replica| replica.shard);
+        let (process, cpu_us) = shkv_proto::world::process();
         NodeStatus {
             id: self.identity.id(),
             name: self.identity.name().to_owned(),
             cluster: self.cluster(),
-            process: std::process::id(),
-            cpu_us: cpu_us(),
+            process,
+            cpu_us,
             epoch: self.epoch(),
             table_bytes,
             log_bytes: self.space.log.bytes(),
@@ -215,10 +216,4 @@ impl Shared {
             replicas,
         }
     }
-}
-
-/// Processor time of this process so far, in microseconds.
-fn cpu_us() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
 }

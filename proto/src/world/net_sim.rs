@@ -431,7 +431,9 @@ fn note(trace: &Trace, event: &Event, from: SocketAddr, to: SocketAddr) {
     };
     trace.note(&[kind, event.conn, event.number, bytes, event.to as u64], || {
         let what = match &event.what {
-            What::Data(data) => format!("{} bytes {bytes:016x}", data.len()),
+            What::Data(data) => {
+                format!("{} bytes {bytes:016x} {}", data.len(), data[..data.len().min(160)].escape_ascii())
+            }
             other => format!("{other:?}"),
         };
         format!("net {from} -> {to} #{}: {what}", event.conn)

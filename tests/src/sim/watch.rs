@@ -17,10 +17,8 @@ const VIOLATIONS_MAX: usize = 20;
 pub struct Watch {
     leadership: Leadership,
     matching: Matching,
-    /// Within the life of a process: commit index, applied index.
+    /// Within the life of a process: term, commit index, applied index. What is only in memory may be lost with it.
     in_life: Progress<(String, u32, u64, &'static str)>,
-    /// Over restarts: the term.
-    for_good: Progress<(String, u32, u64, &'static str)>,
     epochs: Progress<String>,
     /// What was wrong.
     pub violations: Vec<String>,
@@ -61,7 +59,7 @@ impl Watch {
                 self.found(verdict, now);
             }
             for look in replicas {
-                self.replica(&node.name, &who, &look, now);
+                self.replica(&who, &look, now);
                 if look.leads && look.lease_left > behind_ms * 1_000_000 {
                     leases.push((look.shard, node.name.clone()));
                 }
@@ -70,7 +68,7 @@ impl Watch {
         self.found(lease::judge(leases.iter().map(|(shard, who)| (*shard, who.as_str()))), now);
     }
 
-    fn replica(&mut self, name: &str, who: &str, look: &ReplicaLook, now: u64) {
+    fn replica(&mut self, who: &str, look: &ReplicaLook, now: u64) {
         let ReplicaLook { shard, replica, term, leads, committed, applied, .. } = *look;
         if leads {
             let verdict = self.leadership.leads(shard, term, replica);
@@ -80,7 +78,7 @@ impl Watch {
         self.found(verdict, now);
         let verdict = self.in_life.seen(&(who.to_owned(), shard, replica, "applied index"), applied);
         self.found(verdict, now);
-        let verdict = self.for_good.seen(&(name.to_owned(), shard, replica, "term"), term);
+        let verdict = self.in_life.seen(&(who.to_owned(), shard, replica, "term"), term);
         self.found(verdict, now);
         if applied > committed {
             self.found(
