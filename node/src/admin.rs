@@ -186,7 +186,13 @@ pub fn open_shard(
     let now = shared.clock.now();
     let replica = Replica::open(shard, meta.replica, shared.log.log(), recovered, meta.state.clone(), now)
         .map_err(|error| error.to_string())?;
-    let view = View { active: Table::default(), sealed: None, base, applied: meta.applied(), revision: meta.revision };
+    let revision = meta.revision;
+    #[cfg(feature = "sim")]
+    let revision = match () {
+        () if crate::inspect::planted(crate::inspect::Bug::RevisionLost) => revision / 2,
+        () => revision,
+    };
+    let view = View { active: Table::default(), sealed: None, base, applied: meta.applied(), revision };
     let cell = Cell::new(shard, meta.replica, meta.keyspace, meta.part.clone(), view);
     Ok(Shard::new(Arc::new(cell), replica, meta))
 }

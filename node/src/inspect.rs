@@ -4,6 +4,7 @@
 
 use crate::log::LogEntry;
 use crate::owner::Shard;
+use crate::replica::Output;
 use crate::shared::Shared;
 use crate::table::PageLimits;
 use shkv_proto::message::{Consistency, Scan};
@@ -164,13 +165,15 @@ pub enum Bug {
     FlushKeepsRemoved,
     /// A snapshot leaves out its last row.
     SnapshotShort,
-    /// A put that is sent again is done again.
-    RetriedBlindly,
+    /// A lease counts from when a promise came in, not from when it was asked for.
+    LeaseFromAnswer,
+    /// A replica that has forgotten its promises with its process votes at once.
+    VoteAtOnce,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AckBeforeSync,
         Self::VoteForgotten,
         Self::LeaseWithoutClock,
@@ -184,8 +187,29 @@ impl Bug {
         Self::FollowerAcksEarly,
         Self::FlushKeepsRemoved,
         Self::SnapshotShort,
-        Self::RetriedBlindly,
+        Self::LeaseFromAnswer,
+        Self::VoteAtOnce,
     ];
+}
+
+/// What [`Bug::VoteForgotten`] makes of an output: what is only a term or a vote is not written.
+pub(crate) fn spoiled(mut output: Output) -> Output {
+    if planted(Bug::VoteForgotten) && output.write.as_ref().is_some_and(|write| write.entries.is_empty()) {
+        output.write = None;
+    }
+    output
+}
+
+/// What [`Bug::LeaseFromAnswer`] makes of a promise's time.
+pub(crate) fn lease_stamp(stamp: u64, now: u64) -> u64 {
+    if planted(Bug::LeaseFromAnswer) { now } else { stamp }
+}
+
+/// What [`Bug::SnapshotShort`] makes of the rows of a snapshot.
+pub(crate) fn shorten<Row>(rows: &mut Vec<Row>) {
+    if planted(Bug::SnapshotShort) {
+        rows.pop();
+    }
 }
 
 /// Whether this process has a fault planted in it.

@@ -153,6 +153,8 @@ pub async fn take(
                 rows.push((tail.split_to(key), tail.split_to(row)));
             }
             incoming.rows += rows.len() as u64;
+            #[cfg(feature = "sim")]
+            crate::inspect::shorten(&mut rows);
             let shard = incoming.begin.message.shard;
             let stream = incoming.claim.number();
             match shared.flusher.ask(|answer| Job::Stage(shard, stream, rows, answer)).await.map_err(busy)? {

@@ -289,6 +289,8 @@ impl Owner {
             if let Some((from, stamp)) = shard.replica.step(&message, data, now)
                 && stamp <= now
             {
+                #[cfg(feature = "sim")]
+                let stamp = crate::inspect::lease_stamp(stamp, now);
                 shard.lease.acknowledged(message.term, from, stamp);
             }
             self.touch(number);

@@ -155,7 +155,12 @@ impl Nemesis {
         let victim = nodes[universe.rng.random_range(0..nodes.len())];
         let others: Vec<IpAddr> = universe.hosts.iter().map(|host| host.ip).filter(|ip| *ip != victim).collect();
         let mut ways = Vec::new();
-        match universe.rng.random_range(0..4) {
+        match universe.rng.random_range(0..6) {
+            4.. => {
+                self.count("partition: one node from the nodes");
+                let others = nodes.iter().filter(|ip| **ip != victim);
+                ways.extend(others.flat_map(|ip| [(victim, *ip), (*ip, victim)]));
+            }
             0 => {
                 self.count("partition: one node from all");
                 ways.extend(others.iter().flat_map(|ip| [(victim, *ip), (*ip, victim)]));
