@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use shkv_node::inspect::Bug;
-use shkv_tests::sim::many::{Sum, repeat, run_many};
+use shkv_tests::sim::many::{Sum, keep, repeat, run_many};
 use shkv_tests::sim::run::{Outcome, Setup, run};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -100,6 +100,12 @@ fn many(args: &Args) -> ExitCode {
     let each = |outcome: &Outcome| {
         for violation in &outcome.violations {
             println!("seed {} is WRONG: {violation}\n  {}", outcome.seed, repeat(outcome.seed, args.plant));
+        }
+        if args.plant.is_none()
+            && !outcome.violations.is_empty()
+            && let Err(error) = keep(outcome)
+        {
+            println!("the seed could not be kept: {error}");
         }
     };
     let sum = run_many(seeds, args.threads, args.plant, more, each);

@@ -59,9 +59,9 @@ pub struct SimCluster {
 }
 
 impl SimCluster {
-    /// The hosts and disks of a cluster; nothing runs yet.
+    /// The hosts and disks of a cluster; nothing runs yet. The `late` nodes are none of those that found it.
     #[must_use]
-    pub fn new(universe: &mut Universe, nodes: u8, balancers: u8, clients: u8) -> Self {
+    pub fn new(universe: &mut Universe, nodes: u8, late: u8, balancers: u8, clients: u8) -> Self {
         let tuning = Tuning {
             table_bytes: universe.rng.random_range(4..64) << 10,
             cache_bytes: 1 << 20,
@@ -73,7 +73,7 @@ impl SimCluster {
         let shards = universe.rng.random_range(1..=3);
         let mut cluster =
             Self { nodes: vec![], balancers: vec![], clients: vec![], tuning, shards, founders: nodes.into() };
-        for number in 1..=nodes {
+        for number in 1..=nodes + late {
             cluster.add_node(universe, number);
         }
         for number in 1..=balancers {

@@ -40,6 +40,15 @@ impl Nemesis {
         self.later.push((universe.now_ms + after_ms, later));
     }
 
+    /// Nodes that join some time.
+    pub fn join_late(&mut self, universe: &mut Universe, nodes: std::ops::Range<usize>) {
+        for at in nodes {
+            self.count("node added");
+            let after = universe.rng.random_range(0..6_000);
+            self.at(universe, after, Later::StartNode(at));
+        }
+    }
+
     /// Nodes that ended by themselves are started again after a while.
     pub fn ended(&mut self, universe: &mut Universe, cluster: &mut SimCluster, ends: Vec<(usize, String)>) {
         for (at, reason) in ends {
@@ -146,7 +155,11 @@ impl Nemesis {
         let fate = if universe.rng.random_bool(0.5) { Fate::Reset } else { Fate::Silence };
         self.count(if fate == Fate::Reset { "process killed" } else { "power lost" });
         cluster.end_node(universe, at, fate);
-        let after = universe.rng.random_range(10..3000);
+        // Now and then so long that its replicas are made elsewhere.
+        let after = match universe.rng.random_range(0..12) {
+            0 if cluster.nodes.len() > 3 => universe.rng.random_range(9_000..16_000),
+            _ => universe.rng.random_range(10..3000),
+        };
         self.at(universe, after, Later::StartNode(at));
     }
 

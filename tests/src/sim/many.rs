@@ -4,6 +4,7 @@ use super::faults::Faults;
 use super::run::{Outcome, Setup, run};
 use parking_lot::Mutex;
 use shkv_node::inspect::Bug;
+use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What many seeds did.
@@ -47,6 +48,29 @@ impl Sum {
 pub fn repeat(seed: u64, bug: Option<Bug>) -> String {
     let bug = bug.map_or_else(String::new, |bug| format!(" --plant {bug:?}"));
     format!("cargo run --release -p shkv-tests --bin simulate -- --seed {seed}{bug}")
+}
+
+/// Where the seeds are kept that once found something.
+const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/seeds.txt");
+
+/// The seeds that once found something.
+#[must_use]
+pub fn kept() -> Vec<u64> {
+    let text = std::fs::read_to_string(KEPT).unwrap_or_default();
+    text.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect()
+}
+
+/// Keeps a seed that found something.
+///
+/// # Errors
+/// The system's.
+pub fn keep(outcome: &Outcome) -> std::io::Result<()> {
+    if kept().contains(&outcome.seed) {
+        return Ok(());
+    }
+    let mut file = std::fs::OpenOptions::new().append(true).create(true).open(KEPT)?;
+    let what = outcome.violations.first().and_then(|violation| violation.lines().next()).unwrap_or_default();
+    writeln!(file, "{} {what}", outcome.seed)
 }
 
 /// Runs seeds on several threads until there are no more, or `more` says so; `each` is told of every one.

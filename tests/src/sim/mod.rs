@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod disk;
 pub mod faults;
 pub mod many;
+pub mod operator;
 pub mod run;
 pub mod universe;
 pub mod watch;

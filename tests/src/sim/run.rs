@@ -1,7 +1,8 @@
 //! One seed from its beginning to its end: a cluster is made, works under faults, must heal in a calm, and is judged.
 
-use super::cluster::SimCluster;
+use super::cluster::{NodeHost, SimCluster};
 use super::faults::{Faults, Nemesis};
+use super::operator::Operator;
 use super::universe::Universe;
 use super::watch::Watch;
 use super::workload::{Counts, Story};
@@ -14,6 +15,8 @@ use shkv_proto::ShardId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// Nodes that found a cluster.
+const FOUNDERS: u8 = 3;
 /// How long a cluster may take to be made, in milliseconds.
 const BOOT_MS_MAX: u64 = 30_000;
 /// How long it may take to heal and make progress once nothing goes wrong any more.
@@ -74,7 +77,8 @@ impl Run {
     fn new(setup: Setup) -> Self {
         let mut universe = Universe::new(setup.seed, setup.bug.map_or(0, |bug| bug as u64), setup.lines);
         let balancers = universe.rng.random_range(1..=2);
-        let cluster = SimCluster::new(&mut universe, 3, balancers, 2);
+        let late = universe.rng.random_range(0..=2);
+        let cluster = SimCluster::new(&mut universe, FOUNDERS, late, balancers, 2);
         Self {
             universe,
             cluster,
@@ -86,7 +90,7 @@ impl Run {
     }
 
     fn live(&mut self) {
-        for at in 0..self.cluster.nodes.len() {
+        for at in 0..usize::from(FOUNDERS) {
             self.cluster.start_node(&mut self.universe, at);
         }
         for at in 0..self.cluster.balancers.len() {
@@ -99,12 +103,22 @@ impl Run {
         if !self.pass(BOOT_MS_MAX, |run| run.story.counts().done >= 10) {
             return self.violations.push(format!("no cluster after {BOOT_MS_MAX} ms: {}", self.state()));
         }
-        let until = self.universe.now_ms + self.universe.rng.random_range(4_000..15_000);
+        let late = self.cluster.nodes.len() - usize::from(FOUNDERS);
+        if late > 0 {
+            // The operator works from the first client's host.
+            let operator = Arc::new(Operator::new(self.cluster.nodes.iter().map(|node| node.name.clone()).collect()));
+            let (story, homes) = (self.story.clone(), self.cluster.homes(&self.universe));
+            self.universe.run_on(self.cluster.clients[0], operator.work(story, homes));
+        }
+        let long = if late > 0 { 25_000 } else { 12_000 };
+        let until = self.universe.now_ms + self.universe.rng.random_range(4_000..long);
+        self.nemesis.join_late(&mut self.universe, usize::from(FOUNDERS)..self.cluster.nodes.len());
         while self.universe.now_ms < until && self.is_right() {
             self.step();
             self.nemesis.strike(&mut self.universe, &mut self.cluster);
         }
         self.nemesis.calm(&mut self.universe, &mut self.cluster);
+        self.story.calm();
         let wanted = self.story.counts().done + CALM_OPERATIONS;
         if !self.pass(HEAL_MS_MAX, |run| run.story.counts().done >= wanted) {
             return self
@@ -169,7 +183,8 @@ impl Run {
     fn is_level(&self) -> bool {
         let mut applied: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
         let mut nodes = 0;
-        for node in self.cluster.nodes.iter().filter(|node| node.over.is_none()) {
+        let counts = |node: &&NodeHost| node.over.is_none() && self.universe.hosts[node.host].lives > 0;
+        for node in self.cluster.nodes.iter().filter(counts) {
             let Some(inspector) = node.said.inspector.lock().clone() else { return false };
             let Some((looks, _)) = self.universe.inside(node.host, || inspector.replicas()) else { return false };
             nodes += 1;

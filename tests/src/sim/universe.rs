@@ -99,6 +99,14 @@ impl Universe {
         machine.process = Some(Process { context, runtime, base, began_ms: self.now_ms, ran_ms: 0 });
     }
 
+    /// Starts one more task in a host's process.
+    pub fn run_on(&mut self, host: usize, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(process) = &self.hosts[host].process {
+            let _entered = process.context.enter();
+            process.runtime.spawn(task);
+        }
+    }
+
     /// Ends a host's process at once.
     pub fn end(&mut self, host: usize, fate: Fate) {
         let machine = &mut self.hosts[host];

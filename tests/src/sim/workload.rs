@@ -30,6 +30,7 @@ pub struct Story {
     clock: AtomicU64,
     values: AtomicU64,
     stop: AtomicBool,
+    calm: AtomicBool,
     workers: AtomicU64,
     told: Mutex<Told>,
 }
@@ -53,6 +54,8 @@ pub struct Counts {
     pub refused: u64,
     /// Scans.
     pub scans: u64,
+    /// Wishes of the operator that were taken.
+    pub wishes: u64,
 }
 
 impl Story {
@@ -64,6 +67,22 @@ impl Story {
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.told.lock().counts
+    }
+
+    /// Nothing more is changed about the cluster.
+    pub fn calm(&self) {
+        self.calm.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nothing more is to be changed about the cluster.
+    #[must_use]
+    pub fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::Relaxed)
+    }
+
+    /// An operator's wish was taken.
+    pub fn wished(&self) {
+        self.told.lock().counts.wishes += 1;
     }
 
     /// Lets the workers end.
@@ -256,7 +275,7 @@ fn told(answer: Result<Written, Error>) -> (Option<Written>, Outcome) {
     }
 }
 
-async fn connect(homes: &[String]) -> Client {
+pub(super) async fn connect(homes: &[String]) -> Client {
     let config = ClientConfig { deadline: CALL_TIME_MAX, ..ClientConfig::default() };
     loop {
         match Client::connect_with(homes.iter().cloned(), config.clone()).await {
