@@ -202,7 +202,7 @@ impl Run {
             let level: Vec<_> = all
                 .into_iter()
                 .filter(|(_, look)| look.applied == newest)
-                .map(|(who, look)| (who, look.rows))
+                .map(|(who, look)| (who, told(look)))
                 .collect();
             if let Verdict::Wrong(why) = replicas::judge(&level) {
                 self.violations.push(format!("shard {shard}: {why}"));
@@ -257,4 +257,14 @@ impl Run {
             violations,
         }
     }
+}
+
+/// Rows as a reader wants to see them.
+fn told(look: RowsLook) -> Vec<String> {
+    let row = |(key, version, value): (Vec<u8>, u64, Vec<u8>)| {
+        let check = xxhash_rust::xxh3::xxh3_64(&value);
+        let start = &value[..value.len().min(20)];
+        format!("{} = {}… ({} bytes, {check:016x}) at {version}", key.escape_ascii(), start.escape_ascii(), value.len())
+    };
+    std::iter::once(format!("revision {}", look.revision)).chain(look.rows.into_iter().map(row)).collect()
 }
