@@ -246,7 +246,6 @@ async fn decide(
     // Handed over before the step is reached: that is what the step is.
     let known = tokio::select! { // both arms are cancel-safe: the write is handed over and waited for in one future, which is kept
         biased;
-        biased;
         known = &mut deciding => Some(known),
         () = std::future::ready(()) => None,
     };
