@@ -54,6 +54,8 @@ pub struct Counts {
     pub refused: u64,
     /// Scans.
     pub scans: u64,
+    /// Batches that were acknowledged.
+    pub batches: u64,
     /// Wishes of the operator that were taken.
     pub wishes: u64,
 }
