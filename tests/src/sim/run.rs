@@ -1,5 +1,6 @@
 //! One seed from its beginning to its end: a cluster is made, works under faults, must heal in a calm, and is judged.
 
+use super::batches::Ledger;
 use super::cluster::{NodeHost, SimCluster};
 use super::faults::{Faults, Nemesis};
 use super::operator::Operator;
@@ -70,6 +71,7 @@ struct Run {
     nemesis: Nemesis,
     watch: Watch,
     story: Arc<Story>,
+    ledger: Arc<Ledger>,
     violations: Vec<String>,
 }
 
@@ -85,6 +87,7 @@ impl Run {
             nemesis: Nemesis::default(),
             watch: Watch::default(),
             story: Arc::default(),
+            ledger: Arc::default(),
             violations: vec![],
         }
     }
@@ -98,7 +101,8 @@ impl Run {
         }
         for host in self.cluster.clients.clone() {
             let (story, homes) = (self.story.clone(), self.cluster.homes(&self.universe));
-            self.universe.start(host, story.work(homes, 3));
+            self.universe.start(host, story.work(homes.clone(), 3));
+            self.universe.run_on(host, self.ledger.clone().work(homes));
         }
         if !self.pass(BOOT_MS_MAX, |run| run.story.counts().done >= 10) {
             return self.violations.push(format!("no cluster after {BOOT_MS_MAX} ms: {}", self.state()));
@@ -126,7 +130,8 @@ impl Run {
                 .push(format!("no progress {HEAL_MS_MAX} ms after the last fault: {}", self.state()));
         }
         self.story.stop();
-        if !self.pass(END_MS_MAX, |run| run.story.at_work() == 0) {
+        self.ledger.stop();
+        if !self.pass(END_MS_MAX, |run| run.story.at_work() + run.ledger.at_work() == 0) {
             return self.violations.push("the clients do not end".into());
         }
         if !self.pass(HEAL_MS_MAX, Self::is_level) {
@@ -202,7 +207,7 @@ impl Run {
             let level: Vec<_> = all
                 .into_iter()
                 .filter(|(_, look)| look.applied == newest)
-                .map(|(who, look)| (who, look.rows))
+                .map(|(who, look)| (who, told(look)))
                 .collect();
             if let Verdict::Wrong(why) = replicas::judge(&level) {
                 self.violations.push(format!("shard {shard}: {why}"));
@@ -229,6 +234,7 @@ impl Run {
         }
         if let Some(found) = found.lock().take() {
             self.violations.extend(self.story.judge(&found));
+            self.violations.extend(self.ledger.judge(&found));
         }
     }
 
@@ -253,8 +259,18 @@ impl Run {
             lines: self.universe.trace.lines(),
             simulated_ms: self.universe.now_ms,
             faults: std::mem::take(&mut self.nemesis.done),
-            counts: self.story.counts(),
+            counts: Counts { batches: self.ledger.done(), ..self.story.counts() },
             violations,
         }
     }
+}
+
+/// Rows as a reader wants to see them.
+fn told(look: RowsLook) -> Vec<String> {
+    let row = |(key, version, value): (Vec<u8>, u64, Vec<u8>)| {
+        let check = xxhash_rust::xxh3::xxh3_64(&value);
+        let start = &value[..value.len().min(20)];
+        format!("{} = {}… ({} bytes, {check:016x}) at {version}", key.escape_ascii(), start.escape_ascii(), value.len())
+    };
+    std::iter::once(format!("revision {}", look.revision)).chain(look.rows.into_iter().map(row)).collect()
 }
