@@ -5,17 +5,18 @@
 
 mod answer;
 mod asked;
-
+mod batch;
 mod causal;
 mod database;
 mod health;
 mod listen;
 mod manners;
 mod nodes;
-
+mod own;
 mod pool;
 mod store;
 mod stream;
+mod txn;
 
 use crate::cluster::Cluster;
 use answer::Envelope;
@@ -102,7 +103,10 @@ impl Front {
 fn router(front: Front, room: Arc<Semaphore>) -> Router {
     let routes = Router::new()
         .merge(health::routes())
+        .merge(own::routes())
+        .merge(txn::routes())
         .merge(nodes::routes())
+        .merge(batch::routes())
         .merge(database::routes())
         .merge(causal::routes())
         .route("/add", post(add).get(nodes::add_by_get))
