@@ -8,8 +8,10 @@ mod asked;
 mod batch;
 mod causal;
 mod database;
+pub(crate) mod doors;
 mod health;
 mod listen;
+mod look;
 mod manners;
 mod nodes;
 mod own;
@@ -77,6 +79,8 @@ pub(crate) struct Front {
     pub(crate) dialects: Dialects,
     /// The nodes as the load balancer numbers them.
     pub(crate) pool: Arc<pool::Pool>,
+    /// The nodes' own listeners.
+    pub(crate) doors: Arc<doors::Doors>,
     /// Memory for bodies, in KiB.
     pub(crate) bodies: Arc<Semaphore>,
 }
@@ -89,6 +93,7 @@ impl Front {
             this: None,
             dialects,
             pool: Arc::default(),
+            doors: Arc::default(),
             bodies: Arc::new(Semaphore::new(BODIES_KIB_MAX)),
         }
     }
@@ -105,6 +110,7 @@ fn router(front: Front, room: Arc<Semaphore>) -> Router {
         .merge(health::routes())
         .merge(own::routes())
         .merge(txn::routes())
+        .merge(look::routes())
         .merge(nodes::routes())
         .merge(batch::routes())
         .merge(database::routes())
