@@ -25,6 +25,7 @@ mod system;
 
 use crate::cluster::{Cluster, Setup};
 use crate::health::DOWN_AFTER;
+pub use crate::http::{Dialects, KvsDialect, SetShape};
 use crate::provision::{NoProvisioner, Provisioner};
 use rand::RngExt;
 use shkv_proto::world::net::TcpListener;
@@ -67,6 +68,8 @@ pub struct BalancerConfig {
     pub provisioner: Arc<dyn Provisioner>,
     /// How long a node must have been silent before it is replaced.
     pub replace_after: Duration,
+    /// How the dialects of its HTTP listeners answer.
+    pub dialects: Dialects,
 }
 
 impl BalancerConfig {
@@ -83,6 +86,7 @@ impl BalancerConfig {
             cluster: None,
             provisioner: Arc::new(NoProvisioner),
             replace_after: REPLACE_AFTER,
+            dialects: Dialects::default(),
         }
     }
 }
@@ -228,8 +232,8 @@ impl Balancer {
         let kill = CancellationToken::new();
         tasks.spawn(proxy::listen(cluster.clone(), listener, kill.clone()));
         if let Some(listener) = http_listener {
-            let (serving, kill) = (http::serve(cluster.clone(), listener), kill.clone());
-            tasks.spawn(async move { kill.run_until_cancelled(serving).await });
+            let front = http::Front::new(cluster.clone(), config.dialects);
+            tasks.spawn(http::serve(front, listener, cluster.stop.clone(), kill.clone()));
         }
         tracing::info!(cluster = %id, %addr, ?http_addr, "the balancer runs");
         Ok(Self { cluster, addr, http_addr, kill, _stop: guard })

@@ -6,7 +6,6 @@
 //! log goes on. (Pillai et al., All File Systems Are Not Created Equal, OSDI 2014, section 3, tests file systems so.)
 
 use crate::disk::{Disk, DiskFile};
-use crate::ground::{Rows, RowsFile};
 use crate::log::recover::Recovered;
 use crate::log::{Hard, Log, LogEntry, Mark, ShardWrite};
 use crate::replica::Replica;
@@ -31,7 +30,7 @@ const ROWS: &str = "rows.redb";
 const UNFINISHED: &str = "unfinished.redb";
 
 /// Something that was done to the disk, or that the node told others because of it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Step {
     Create(String, u64),
     Rename(String, String),
@@ -46,7 +45,7 @@ enum Step {
 /// What others rely on: by shard, the last acknowledged entry and the term.
 type Promises = BTreeMap<u32, (u64, u64)>;
 
-#[derive(Default, Debug)]
+#[derive(Default)]
 struct Tape {
     files: BTreeMap<String, Vec<u8>>,
     steps: Vec<Step>,
@@ -61,10 +60,9 @@ impl Tape {
 }
 
 /// A disk in memory that remembers what was done to it.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Default)]
 struct Recorder(Arc<Mutex<Tape>>);
 
-#[derive(Debug)]
 struct RecordedFile {
     disk: Recorder,
     /// The log renames a segment while it holds it open: the file is known by what it was called when it was opened.
@@ -72,12 +70,8 @@ struct RecordedFile {
 }
 
 impl Recorder {
-    fn file(&self, name: &str) -> RecordedFile {
-        RecordedFile { disk: self.clone(), name: Mutex::new(name.to_owned()) }
-    }
-
-    fn rows(&self, name: &str) -> Rows {
-        Rows::StandIn(Box::new(self.file(name)))
+    fn file(&self, name: &str) -> Arc<dyn DiskFile> {
+        Arc::new(RecordedFile { disk: self.clone(), name: Mutex::new(name.to_owned()) })
     }
 
     fn told(&self, promises: &Promises) {
@@ -91,12 +85,11 @@ impl Disk for Recorder {
         assert!(!tape.files.contains_key(name), "{name} is made twice");
         tape.files.insert(name.to_owned(), vec![0; bytes as usize]);
         tape.steps.push(Step::Create(name.to_owned(), bytes));
-        Ok(Arc::new(self.file(name)))
+        Ok(self.file(name))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let is_there = self.0.lock().files.contains_key(name);
-        if is_there { Ok(Arc::new(self.file(name))) } else { Err(io::ErrorKind::NotFound.into()) }
+        self.0.lock().files.get(name).map(|_| self.file(name)).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -162,31 +155,13 @@ impl DiskFile for RecordedFile {
         let tape = self.disk.0.lock();
         Ok(tape.files[&self.name(&tape)].len() as u64)
     }
-}
 
-impl RowsFile for RecordedFile {
-    fn len(&self) -> io::Result<u64> {
-        self.bytes()
-    }
-
-    fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        self.read_at(bytes, offset)
-    }
-
-    fn set_len(&self, bytes: u64) -> io::Result<()> {
+    fn resize(&self, bytes: u64) -> io::Result<()> {
         let mut tape = self.disk.0.lock();
         let name = self.name(&tape);
         tape.files.get_mut(&name).ok_or(io::ErrorKind::NotFound)?.resize(bytes as usize, 0);
         tape.steps.push(Step::Resize(name, bytes));
         Ok(())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        DiskFile::sync(self)
-    }
-
-    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.write_at(bytes, offset)
     }
 }
 
@@ -383,9 +358,9 @@ impl Small {
         let disk = Recorder::default();
         let (log, _) = Log::open(Arc::new(disk.clone()), NODE, SEGMENT).expect("an empty folder");
         disk.0.lock().files.insert(UNFINISHED.into(), vec![]);
-        drop(Store::open(disk.rows(UNFINISHED), CACHE_BYTES).expect("an empty file"));
+        drop(Store::open_in(disk.file(UNFINISHED), CACHE_BYTES).expect("an empty file"));
         disk.rename(UNFINISHED, ROWS).expect("it is there");
-        let (store, _) = Store::open(disk.rows(ROWS), CACHE_BYTES).expect("a whole file");
+        let (store, _) = Store::open_in(disk.file(ROWS), CACHE_BYTES).expect("a whole file");
         Self { disk, log, store, shards: BTreeMap::new(), promises: Promises::new() }
     }
 
@@ -514,7 +489,7 @@ fn recover(disk: &Recorder, promises: &Promises, goes_on: bool) -> Result<(), St
     if !has_rows {
         return if promises.is_empty() { Ok(()) } else { Err("the rows' file is gone".into()) };
     }
-    let (store, metas) = Store::open(disk.rows(ROWS), CACHE_BYTES).map_err(|error| error.to_string())?;
+    let (store, metas) = Store::open_in(disk.file(ROWS), CACHE_BYTES).map_err(|error| error.to_string())?;
     let (log, mut found) =
         Log::open(Arc::new(disk.clone()), NODE, SEGMENT).map_err(|error| format!("the log: {error}"))?;
     let log = Arc::new(log);

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 const IDENTITY: &str = "identity";
 const LOCK: &str = "lock";
-const ROWS: &str = "rows.redb";
 /// How often the lock is tried: somebody who only looks holds it for a moment.
 const LOCK_TRIES: u32 = 5;
 const LOCK_RETRY: Duration = Duration::from_millis(20);
@@ -64,51 +63,10 @@ pub trait Ground: Send + Sync {
 
 /// Where the rows are.
 pub enum Rows {
-    /// In a file of the system.
-    File(PathBuf),
+    /// In a folder of the system.
+    Folder(RealDisk),
     /// In something that stands in for one.
-    StandIn(Box<dyn RowsFile>),
-}
-
-/// What stands in for the file of the rows.
-pub trait RowsFile: Send + Sync + std::fmt::Debug {
-    /// Bytes in it.
-    ///
-    /// # Errors
-    /// The system's.
-    fn len(&self) -> io::Result<u64>;
-
-    /// Whether there are none.
-    ///
-    /// # Errors
-    /// The system's.
-    fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.len()? == 0)
-    }
-
-    /// Fills `bytes` from `offset`.
-    ///
-    /// # Errors
-    /// The system's.
-    fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()>;
-
-    /// Makes it this long.
-    ///
-    /// # Errors
-    /// The system's.
-    fn set_len(&self, bytes: u64) -> io::Result<()>;
-
-    /// Returns when everything written so far is on the disk.
-    ///
-    /// # Errors
-    /// The system's.
-    fn sync(&self) -> io::Result<()>;
-
-    /// Writes all of `bytes` at `offset`.
-    ///
-    /// # Errors
-    /// The system's.
-    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    StandIn(Arc<dyn Disk>),
 }
 
 /// A directory of the system.
@@ -167,7 +125,7 @@ impl Ground for Folder {
     }
 
     fn rows(&self) -> Rows {
-        Rows::File(self.0.join(ROWS))
+        Rows::Folder(RealDisk(self.0.clone()))
     }
 
     fn sync_names(&self) -> io::Result<()> {
