@@ -261,7 +261,10 @@ impl Connection {
             | Kind::Raft
             | Kind::SnapshotBegin
             | Kind::SnapshotChunk
-            | Kind::SnapshotEnd => {
+            | Kind::SnapshotEnd
+            | Kind::Prepare
+            | Kind::Finish
+            | Kind::Resolve => {
                 let text = format!("{:?} is not for a balancer", header.kind);
                 return Err(Failure::refusal(RefusalCode::NotAllowed, text));
             }

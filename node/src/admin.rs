@@ -8,6 +8,7 @@ use crate::claim::{Claim, Purpose};
 use crate::flusher::Job;
 use crate::log::ShardWrite;
 use crate::log::recover::Recovered;
+use crate::machine::Ledger;
 use crate::owner::{Mail, Shard};
 use crate::replica::{Replica, is_sound};
 use crate::reply::Reply;
@@ -186,7 +187,9 @@ pub fn open_shard(
     let now = shared.clock.now();
     let replica = Replica::open(shard, meta.replica, shared.log.log(), recovered, meta.state.clone(), now)
         .map_err(|error| error.to_string())?;
-    let view = View { active: Table::default(), sealed: None, base, applied: meta.applied(), revision: meta.revision };
+    let ledger = Ledger::decode(base.ledger()).map_err(|error| error.to_string())?;
+    let (applied, revision) = (meta.applied(), meta.revision);
+    let view = View { active: Table::default(), sealed: None, base, applied, revision, ledger };
     let cell = Cell::new(shard, meta.replica, meta.keyspace, meta.part.clone(), view);
     Ok(Shard::new(Arc::new(cell), replica, meta))
 }

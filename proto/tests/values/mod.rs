@@ -9,7 +9,7 @@ use shkv_proto::map::{KeyspaceInfo, NodeInfo, NodeState, Part, ReplicaInfo, Repl
 use shkv_proto::message::{
     Admin, BatchDone, BatchOp, Beat, ChangeReplicas, Condition, Consistency, Control, Controller, CreateReplica,
     EntryHead, Event, Failure, Gone, GroupStatus, Hello, Join, MapDone, NewShard, NodeHealth, NodeStatus, RaftMessage,
-    RefusalCode, ReplicaStatus, Role, RowHead, RowRead, Scan, ScanDone, SnapshotBegin, SnapshotHead, StatusDone,
+    RefusalCode, ReplicaStatus, Role, RowHead, RowRead, Scan, ScanDone, SnapshotBegin, SnapshotHead, StatusDone, TxnId,
     Welcome, WriteId,
 };
 use shkv_proto::{ClusterId, Epoch, KeyspaceId, Kind, Map, NodeId, ReplicaId, ShardId};
@@ -104,6 +104,11 @@ pub fn write_id() -> impl Strategy<Value = WriteId> {
         answered,
         age_ms,
     })
+}
+
+/// A transaction.
+pub fn txn_id() -> impl Strategy<Value = TxnId> {
+    (small(), number(), number()).prop_map(|(shard, term, number)| TxnId { shard: ShardId(shard), term, number })
 }
 
 /// The answer to a batch.
