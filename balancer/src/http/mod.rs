@@ -6,6 +6,7 @@
 mod answer;
 mod asked;
 mod batch;
+mod catalog;
 mod causal;
 mod database;
 pub(crate) mod doors;
@@ -16,8 +17,10 @@ mod manners;
 mod nodes;
 mod own;
 mod pool;
+mod servers;
 mod store;
 mod stream;
+mod tables;
 mod txn;
 
 use crate::cluster::Cluster;
