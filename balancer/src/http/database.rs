@@ -170,7 +170,7 @@ pub(crate) fn rows_of(schema: &Schema, body: &mut Value) -> Result<Vec<Row>, Tro
         None if body.get(schema.key()).is_some() => vec![body.take()], // one row without anything around it
         None => return Err(Trouble::bad("<Error> data is missing")),
     };
-    if rows.len() > BATCH_OPS_MAX as usize {
+    if rows.len() > BATCH_OPS_MAX {
         let text = format!("<Error> {} rows cannot be written as one; {BATCH_OPS_MAX} can", rows.len());
         return Err(Trouble::bad(text));
     }

@@ -55,8 +55,11 @@ fn shards_in(body: &Value, name: &str) -> Result<Vec<RangeShard>, Trouble> {
     list.iter().enumerate().map(shard).collect()
 }
 
+/// Servers by name, each with the shards that are to be on it.
+type Placed = Vec<(String, Vec<String>)>;
+
 /// The servers with the shards of each, in their order.
-fn servers_in(body: &Value) -> Result<Option<Vec<(String, Vec<String>)>>, Trouble> {
+fn servers_in(body: &Value) -> Result<Option<Placed>, Trouble> {
     let servers = match body.get("servers") {
         None => return Ok(None),
         Some(Value::Object(servers)) if servers.len() <= SERVERS_MAX => servers,
@@ -267,8 +270,8 @@ async fn initialised(store: &Store, body: &Value) -> Answered {
 }
 
 /// So many servers, with each shard on some of them.
-fn at_random(count: usize, shards: &Shards) -> Vec<(String, Vec<String>)> {
-    let mut servers: Vec<(String, Vec<String>)> = (0..count).map(|n| (format!("Server{n}"), vec![])).collect();
+fn at_random(count: usize, shards: &Shards) -> Placed {
+    let mut servers: Placed = (0..count).map(|n| (format!("Server{n}"), vec![])).collect();
     for shard in shards.iter() {
         // The emptiest first, so that none stays empty while another has many; among equals chance decides.
         servers.shuffle(&mut world::rng());
@@ -281,7 +284,7 @@ fn at_random(count: usize, shards: &Shards) -> Vec<(String, Vec<String>)> {
 }
 
 /// The servers by name; for a name in brackets one is drawn.
-fn drawn(store: &Store, asked: Vec<(String, Vec<String>)>) -> Result<BTreeMap<String, Vec<String>>, Trouble> {
+fn drawn(store: &Store, asked: Placed) -> Result<BTreeMap<String, Vec<String>>, Trouble> {
     let mut servers = BTreeMap::new();
     for (name, shards) in asked {
         let name = match name.split_once('[') {
