@@ -3,7 +3,7 @@
 
 use crate::cell::{Cell, read_failed};
 use crate::reply::Reply;
-use crate::session::{fresh, head_of, may_answer, time_of};
+use crate::session::{deadline_of, fresh, head_of, may_answer};
 use crate::shared::Shared;
 use crate::table::{Page, PageLimits};
 use bytes::BytesMut;
@@ -19,7 +19,7 @@ const INLINE_MAX: PageLimits = PageLimits { rows: 128, bytes: 256 << 10 };
 /// Answers a page of rows.
 pub async fn scan(shared: Arc<Shared>, frame: Frame, reply: Reply) {
     let Some((scan, reply)) = head_of::<Scan>(&frame, reply) else { return };
-    let deadline = Instant::now() + time_of(&frame);
+    let deadline = deadline_of(&frame);
     let limits = PageLimits {
         rows: match scan.rows_max {
             0 => PAGE_ROWS_MAX,
@@ -50,7 +50,7 @@ pub async fn scan(shared: Arc<Shared>, frame: Frame, reply: Reply) {
 pub async fn count(shared: Arc<Shared>, frame: Frame, reply: Reply) {
     let Some((mut scan, reply)) = head_of::<Scan>(&frame, reply) else { return };
     scan.keys_only = true;
-    let deadline = Instant::now() + time_of(&frame);
+    let deadline = deadline_of(&frame);
     let limits = PageLimits { rows: PAGE_ROWS_MAX, bytes: PAGE_BYTES_MAX };
     let mut rows = 0;
     let next = loop {

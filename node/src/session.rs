@@ -273,7 +273,7 @@ fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply) {
         Ok(_) => {
             let key = frame.head.slice_ref(head.key);
             let shared = shared.clone();
-            let deadline = Instant::now() + time_of(frame);
+            let deadline = deadline_of(frame);
             tokio::spawn(async move {
                 let look = || std::future::ready(cell.get(&key).map_err(|error| read_failed(&error)));
                 match fresh(&shared, &cell, deadline, look, |look| look.is_locked).await {
@@ -340,8 +340,13 @@ pub async fn fresh<T, F: Future<Output = Result<T, Failure>>>(
     }
 }
 
+/// Until when the sender of a request that has just come waits.
+pub fn deadline_of(frame: &Frame) -> Instant {
+    Instant::now() + time_of(frame)
+}
+
 /// How long the sender of a request waits.
-pub fn time_of(frame: &Frame) -> Duration {
+fn time_of(frame: &Frame) -> Duration {
     match frame.header.deadline_ms {
         0 => DEADLINE_DEFAULT,
         ms => Duration::from_millis(u64::from(ms)),

@@ -902,7 +902,7 @@ impl SimListener {
         let Some(listening) = state.listeners.get_mut(&self.addr) else {
             return Poll::Ready(Err(io::Error::other("the host is down")));
         };
-        while let Some(conn) = listening.queue.pop_front() {
+        if let Some(conn) = listening.queue.pop_front() {
             let Some(from) = state.conns.get(&conn).map(|conn| conn.ends[0].addr) else {
                 return self.poll_accept_again(cx);
             };
