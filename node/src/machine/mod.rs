@@ -459,7 +459,7 @@ impl Step<'_> {
         #[cfg(feature = "sim")]
         let finish = match () {
             () if planted(Bug::LockLeft) && !finish.commit => return Ok(Ok(Done::Finish(FinishDone { revision: 0 }))),
-            () => Finish { commit: finish.commit && !planted(Bug::HalfBatch), ..finish },
+            () => Finish { commit: finish.commit && !(planted(Bug::HalfBatch) && finish.txn.number > 3), ..finish },
         };
         if let Some(part) = self.view.ledger.locks.take(&finish.txn) {
             let prepare: Prepare<'_> = codec::decode_borrowed(&part.head).map_err(BadEntry::from)?;

@@ -21,11 +21,13 @@ const FOUNDERS: u8 = 3;
 /// How long a cluster may take to be made, in milliseconds.
 const BOOT_MS_MAX: u64 = 30_000;
 /// How long it may take to heal and make progress once nothing goes wrong any more.
-const HEAL_MS_MAX: u64 = 60_000;
+const HEAL_MS_MAX: u64 = 40_000;
 /// Operations that must be acknowledged in the calm.
 const CALM_OPERATIONS: u64 = 30;
+/// Batches that must be.
+const CALM_BATCHES: u64 = 6;
 /// How long the clients may take to end, and the last look to be taken.
-const END_MS_MAX: u64 = 40_000;
+const END_MS_MAX: u64 = 20_000;
 
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -123,8 +125,8 @@ impl Run {
         }
         self.nemesis.calm(&mut self.universe, &mut self.cluster);
         self.story.calm();
-        let wanted = self.story.counts().done + CALM_OPERATIONS;
-        if !self.pass(HEAL_MS_MAX, |run| run.story.counts().done >= wanted) {
+        let wanted = (self.story.counts().done + CALM_OPERATIONS, self.ledger.done() + CALM_BATCHES);
+        if !self.pass(HEAL_MS_MAX, |run| run.story.counts().done >= wanted.0 && run.ledger.done() >= wanted.1) {
             return self
                 .violations
                 .push(format!("no progress {HEAL_MS_MAX} ms after the last fault: {}", self.state()));
