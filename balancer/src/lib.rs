@@ -25,6 +25,7 @@ mod system;
 
 use crate::cluster::{Cluster, Setup};
 use crate::health::DOWN_AFTER;
+pub use crate::http::members::CausalMember;
 pub use crate::http::{Dialects, KvsDialect, SetShape};
 use crate::provision::{NoProvisioner, Provisioner};
 use rand::RngExt;
@@ -70,6 +71,8 @@ pub struct BalancerConfig {
     pub replace_after: Duration,
     /// How the dialects of its HTTP listeners answer.
     pub dialects: Dialects,
+    /// As whom the node of this process is a member of the causal store, if it is one.
+    pub causal: Option<CausalMember>,
 }
 
 impl BalancerConfig {
@@ -87,6 +90,7 @@ impl BalancerConfig {
             provisioner: Arc::new(NoProvisioner),
             replace_after: REPLACE_AFTER,
             dialects: Dialects::default(),
+            causal: None,
         }
     }
 }
@@ -232,7 +236,11 @@ impl Balancer {
         let kill = CancellationToken::new();
         tasks.spawn(proxy::listen(cluster.clone(), listener, kill.clone()));
         if let Some(listener) = http_listener {
-            let front = http::Front::new(cluster.clone(), config.dialects);
+            let mut front = http::Front::new(cluster.clone(), config.dialects);
+            if let Some(member) = config.causal {
+                front = front.at(&member.node);
+                tasks.spawn(http::members::announce(cluster.clone(), front.store.clone(), member));
+            }
             tasks.spawn(http::serve(front, listener, cluster.stop.clone(), kill.clone()));
         }
         tracing::info!(cluster = %id, %addr, ?http_addr, "the balancer runs");

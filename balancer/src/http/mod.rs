@@ -12,6 +12,7 @@ mod database;
 mod health;
 mod listen;
 mod manners;
+pub(crate) mod members;
 mod nodes;
 mod own;
 mod pool;
