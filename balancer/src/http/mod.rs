@@ -14,6 +14,7 @@ mod health;
 mod listen;
 mod look;
 mod manners;
+pub(crate) mod members;
 mod nodes;
 mod own;
 mod pool;
