@@ -14,6 +14,7 @@ mod listen;
 mod look;
 mod manners;
 mod nodes;
+mod openapi;
 mod own;
 mod pool;
 mod store;
@@ -111,6 +112,7 @@ fn router(front: Front, room: Arc<Semaphore>) -> Router {
         .merge(own::routes())
         .merge(txn::routes())
         .merge(look::routes())
+        .merge(openapi::routes())
         .merge(nodes::routes())
         .merge(batch::routes())
         .merge(database::routes())
