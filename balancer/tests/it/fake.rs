@@ -542,7 +542,8 @@ impl Inner {
                     controlled.push(result.clone());
                 }
                 result?;
-                (codec::encode(&WriteDone { revision: shard.revision, removed: 0 }).unwrap(), Bytes::new())
+                let done = BatchDone { removed: 0, revisions: vec![(id, shard.revision)], rows: vec![] };
+                (codec::encode(&done).unwrap(), Bytes::new())
             }
             Kind::Scan => {
                 let scan: Scan = codec::decode(&frame.head).unwrap();
