@@ -2,7 +2,8 @@
 //! told. In the end every row is judged: is there an order in which it is all true?
 //!
 //! A run takes [`SECS_DEFAULT`] seconds; `SHKV_FAULTS_SECS=1800` makes it half an hour. `SHKV_FAULTS_SEED` chooses the
-//! faults; what the machine does in between is not in its hands, so a seed is no replay.
+//! faults; what the machine does in between is not in its hands, so a seed is no replay. Full disks need file systems of
+//! their own, which only root may mount: elsewhere they are left out, and the report says so.
 
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test waits, and fails where it cannot go on")]
 
@@ -13,11 +14,17 @@ use shkv_tests::proxy::Proxy;
 use shkv_tests::registers::Registers;
 use shkv_tests::{Server, connect, is_whole, signal, until_status};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const SECS_DEFAULT: u64 = 20;
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+/// Room for a node's rows several times over.
+const DISK_BYTES: u64 = 256 << 20;
+const BALLAST: &str = "ballast";
 
 /// What may happen to a member, or to all of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -29,11 +36,12 @@ enum Fault {
     BalancerKilled,
     LeadershipMoved,
     NodeDrained,
+    DiskFilled,
     AllKilled,
 }
 
 /// Drawn with these odds.
-const ODDS: [(Fault, u32); 8] = [
+const ODDS: [(Fault, u32); 9] = [
     (Fault::NodeKilled, 6),
     (Fault::NodeFrozen, 5),
     (Fault::NodeCutOff, 5),
@@ -41,6 +49,7 @@ const ODDS: [(Fault, u32); 8] = [
     (Fault::BalancerKilled, 3),
     (Fault::LeadershipMoved, 4),
     (Fault::NodeDrained, 1),
+    (Fault::DiskFilled, 3),
     (Fault::AllKilled, 1),
 ];
 
@@ -55,6 +64,37 @@ fn draw(rng: &mut SmallRng) -> Fault {
     Fault::NodeKilled
 }
 
+/// A small file system of its own in memory, so that it can be filled up without harm to others.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(folder: &Path) -> Option<Self> {
+        std::fs::create_dir(folder).unwrap();
+        let options = format!("size={DISK_BYTES}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(folder).output();
+        mounted.is_ok_and(|done| done.status.success()).then(|| Self(folder.to_owned()))
+    }
+
+    /// Writes until nothing more fits, but for the last `spare` bytes.
+    fn fill(&self, spare: usize) {
+        let piece = vec![7; 64 << 10];
+        let mut ballast = File::create(self.0.join(BALLAST)).unwrap();
+        while ballast.write_all(&piece).is_ok() {}
+        let length = ballast.metadata().unwrap().len();
+        ballast.set_len(length.saturating_sub(spare as u64)).unwrap();
+    }
+
+    fn empty(&self) {
+        std::fs::remove_file(self.0.join(BALLAST)).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status(); // the folder is removed behind it
+    }
+}
+
 /// A node that can be started again, behind a road that can be cut.
 struct Member {
     name: &'static str,
@@ -62,20 +102,24 @@ struct Member {
     data: PathBuf,
     road: Proxy,
     server: Option<Server>,
+    disk: Option<SmallDisk>,
 }
 
 impl Member {
     async fn new(name: &'static str, folder: &Path) -> Self {
         let (road, listen) = (Proxy::start().await, free_port());
         road.lead_to(&listen);
-        Self { name, listen, data: folder.join(name), road, server: None }
+        let place = folder.join(format!("disk-{name}"));
+        let disk = SmallDisk::mount(&place);
+        Self { name, listen, data: place.join("data"), road, server: None, disk }
     }
 
     fn start(&mut self, balancer: &str) {
         let data = self.data.to_str().unwrap();
         let line = ["node", "--name", self.name, "--listen", &self.listen, "--advertise", self.road.addr()];
         let more = ["--join", balancer, "--data", data, "--log-segment-bytes", "1MiB", "--table-bytes", "1MiB"];
-        self.server = Some(Server::start(binary(), &[&line[..], &more].concat()));
+        let small = ["--log-retain-bytes", "16MiB", "--disk-reserve-bytes", "24MiB"];
+        self.server = Some(Server::start(binary(), &[&line[..], &more, &small].concat()));
     }
 
     fn process(&self) -> u32 {
@@ -106,11 +150,22 @@ impl World {
         tokio::time::sleep(Duration::from_millis(millis)).await;
     }
 
+    /// A node whose disk has failed it ends, and comes back by replay.
+    fn restart_the_ended(&mut self) {
+        let balancer = self.balancer_addr.clone();
+        for member in &mut self.members {
+            if member.server.as_mut().unwrap().has_ended() {
+                member.start(&balancer);
+            }
+        }
+    }
+
     /// One fault, and the end of it.
     async fn fault(&mut self, client: &Client) {
         let fault = draw(&mut self.rng);
         let at = self.rng.random_range(0..self.members.len());
         let balancer = self.balancer_addr.clone();
+        self.restart_the_ended();
         match fault {
             Fault::NodeKilled => {
                 self.members[at].kill();
@@ -153,6 +208,14 @@ impl World {
                         self.pause(50..51).await;
                     }
                 }
+            }
+            Fault::DiskFilled => {
+                let spare_max = if self.rng.random() { 2 << 20 } else { 32 << 20 };
+                let spare = self.rng.random_range(0..spare_max);
+                let Some(disk) = &self.members[at].disk else { return };
+                disk.fill(spare);
+                self.pause(500..7_000).await;
+                self.members[at].disk.as_ref().unwrap().empty();
             }
             Fault::AllKilled => {
                 self.members.iter_mut().for_each(Member::kill);
@@ -204,6 +267,7 @@ async fn whatever_happens_to_processes_everything_that_was_told_is_true() {
         world.pause(50..1_500).await;
     }
 
+    world.restart_the_ended();
     // When it is calm again, the cluster heals and goes on.
     until_status(&clients[0], |status| is_whole(status, 3)).await;
     registers.progress(200).await;

@@ -41,6 +41,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>) {
         let settled = !lacks.map_missing && lacks.shards_without_leader.is_empty() && !behind;
         let pause = if settled { BEAT_EVERY } else { BEAT_EVERY_UNSETTLED };
         tokio::select! { // every arm is cancel-safe: none takes anything with it
+            biased;
             () = cluster.stop.cancelled() => return,
             () = cluster.beat_wanted.notified() => {}
             () = tokio::time::sleep(pause) => {}

@@ -11,11 +11,11 @@ use shkv_proto::link::{CallError, Link};
 use shkv_proto::map::NodeInfo;
 use shkv_proto::message::{CreateReplica, Hello, MapDone, Role, Welcome};
 use shkv_proto::session::Session;
+use shkv_proto::world::net::TcpListener;
 use shkv_proto::{ClusterId, Frame, Header, Kind, Map, NodeId, ShardId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -94,6 +94,7 @@ pub(crate) async fn find(
     let mut asked: BTreeSet<String> = search.open.keys().cloned().collect();
     while !search.is_enough() {
         tokio::select! { // every arm is cancel-safe; `hearing` is pinned and goes on where it was
+            biased;
             () = &mut hearing => {}
             joiner = joiners.recv() => {
                 if let Some(addr) = joiner && asked.insert(addr.clone()) {

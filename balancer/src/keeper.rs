@@ -25,6 +25,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, plan: Option<Plan>) {
             keep(&cluster).await;
             tokio::time::sleep(READ_SPACING).await;
             tokio::select! { // both arms are cancel-safe: neither takes anything with it
+                biased;
                 () = cluster.map_wanted.notified() => {}
                 () = tokio::time::sleep(READ_EVERY) => {}
             }

@@ -27,12 +27,12 @@ use crate::cluster::{Cluster, Setup};
 use crate::health::DOWN_AFTER;
 use crate::provision::{NoProvisioner, Provisioner};
 use rand::RngExt;
-use shkv_proto::{ClusterId, NodeId};
+use shkv_proto::world::net::TcpListener;
+use shkv_proto::{ClusterId, NodeId, world};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -203,12 +203,12 @@ impl Balancer {
         let (id, plan, is_new) = match search.cluster()? {
             Some(id) => (id, search.plan(config.bootstrap).ok(), false),
             None => {
-                let id = config.cluster.unwrap_or_else(|| ClusterId(rand::random()));
+                let id = config.cluster.unwrap_or_else(|| ClusterId(world::rng().random()));
                 (id, Some(search.plan(config.bootstrap)?), true)
             }
         };
         let setup = Setup {
-            me: rand::rng().random_range(1..=u64::MAX),
+            me: world::rng().random_range(1..=u64::MAX),
             addr: config.advertise.clone().unwrap_or_else(|| addr.to_string()),
             provisioner: config.provisioner,
             replace_after: config.replace_after,

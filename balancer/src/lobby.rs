@@ -7,11 +7,11 @@ use bytes::BytesMut;
 use shkv_proto::limits::Limits;
 use shkv_proto::message::{Failure, Hello, Join, Role, Welcome};
 use shkv_proto::session::{Session, accept};
+use shkv_proto::world::net::{TcpListener, TcpStream};
 use shkv_proto::{Frame, Kind, codec};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 
 /// Most connections at a time.

@@ -18,12 +18,12 @@ use shkv_proto::message::{
 use shkv_proto::outbox::Outbox;
 use shkv_proto::route::Routes;
 use shkv_proto::session::{self, Session, SessionError};
+use shkv_proto::world::net::{TcpListener, TcpStream};
 use shkv_proto::{Epoch, Frame, Header, KeyspaceId, Kind, ShardId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::io::AsyncRead;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -264,7 +264,10 @@ impl Connection {
             | Kind::Raft
             | Kind::SnapshotBegin
             | Kind::SnapshotChunk
-            | Kind::SnapshotEnd => {
+            | Kind::SnapshotEnd
+            | Kind::Prepare
+            | Kind::Finish
+            | Kind::Resolve => {
                 let text = format!("{:?} is not for a balancer", header.kind);
                 return Err(Failure::refusal(RefusalCode::NotAllowed, text));
             }

@@ -1,4 +1,4 @@
-//! What the log needs of a file system, as narrow as can be, so that a test can stand in for it with one that tears
+//! What the log and, in tests, redb need of a file system, as narrow as can be, so that a test can stand in for it with one that tears
 //! writes, loses what was not synced, fills up or fails to sync.
 
 use std::io;
@@ -63,6 +63,12 @@ pub trait DiskFile: Send + Sync {
     /// # Errors
     /// The system's.
     fn bytes(&self) -> io::Result<u64>;
+
+    /// Makes the file this long; what is new is zero.
+    ///
+    /// # Errors
+    /// The system's.
+    fn resize(&self, bytes: u64) -> io::Result<()>;
 }
 
 pub use real::{RealDisk, sync_folder};
@@ -150,6 +156,10 @@ mod real {
 
         fn bytes(&self) -> io::Result<u64> {
             Ok(self.metadata()?.len())
+        }
+
+        fn resize(&self, bytes: u64) -> io::Result<()> {
+            self.set_len(bytes)
         }
     }
 }

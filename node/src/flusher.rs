@@ -5,7 +5,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: a thread of its own, because redb blocks")]
 
-use crate::owner::Mail;
+use crate::owner::{Mail, post};
 use crate::space::Space;
 use crate::store::{Base, Flush, ReplicaMeta, Store, StoreError};
 use bytes::Bytes;
@@ -62,6 +62,9 @@ pub enum Job {
 pub struct Flusher {
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Wakes the task that stands in for the thread in a simulation.
+    #[cfg(feature = "sim")]
+    woken: Arc<tokio::sync::Notify>,
 }
 
 impl Flusher {
@@ -77,20 +80,20 @@ impl Flusher {
     ) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
         let mut work = Work { store, space, owners, flushed, staging: BTreeMap::new(), lazy_bytes: 0 };
-        let run = move || {
-            while let Ok(job) = receiver.recv() {
-                let done = std::panic::catch_unwind(AssertUnwindSafe(|| work.job(job)));
-                let error = match done {
-                    Ok(Ok(())) => continue,
-                    Ok(Err(error)) => error.to_string(),
-                    Err(_) => "the flusher gave up; see the message above".to_owned(),
-                };
-                // What redb holds now is unknown until it is opened anew; the log has everything that it may lack.
-                return (work.space.fail)(error);
-            }
-        };
+        #[cfg(feature = "sim")]
+        if let Some(host) = shkv_proto::world::sim::here() {
+            let woken = Arc::new(tokio::sync::Notify::new());
+            tokio::spawn(work.run_in_turns(receiver, woken.clone(), host));
+            return Ok(Self { jobs: Mutex::new(Some(sender)), thread: Mutex::new(None), woken });
+        }
+        let run = move || while receiver.recv().is_ok_and(|job| work.goes_on_after(job)) {};
         let thread = std::thread::Builder::new().name("flusher".into()).spawn(run)?;
-        Ok(Self { jobs: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) })
+        Ok(Self {
+            jobs: Mutex::new(Some(sender)),
+            thread: Mutex::new(Some(thread)),
+            #[cfg(feature = "sim")]
+            woken: Arc::default(),
+        })
     }
 
     /// Hands a job over.
@@ -98,6 +101,8 @@ impl Flusher {
         if let Some(jobs) = &*self.jobs.lock() {
             let _ = jobs.send(job); // after a failure nobody takes jobs any more, and the node stops
         }
+        #[cfg(feature = "sim")]
+        self.woken.notify_one();
     }
 
     /// Does a job and waits for its answer.
@@ -113,6 +118,8 @@ impl Flusher {
     /// Does what waits, and ends the thread.
     pub fn stop(&self) {
         self.jobs.lock().take();
+        #[cfg(feature = "sim")]
+        self.woken.notify_one();
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
         }
@@ -131,6 +138,60 @@ struct Work {
 }
 
 impl Work {
+    /// Does a job. After a failure there are no more.
+    fn goes_on_after(&mut self, job: Job) -> bool {
+        let done = std::panic::catch_unwind(AssertUnwindSafe(|| self.job(job)));
+        let error = match done {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the flusher gave up; see the message above".to_owned(),
+        };
+        // What redb holds now is unknown until it is opened anew; the log has everything that it may lack.
+        (self.space.fail)(error);
+        false
+    }
+
+    /// What the thread does, as a task, with a disk that takes its time.
+    #[cfg(feature = "sim")]
+    async fn run_in_turns(
+        mut self,
+        jobs: mpsc::Receiver<Job>,
+        woken: Arc<tokio::sync::Notify>,
+        host: Arc<shkv_proto::world::sim::Host>,
+    ) {
+        loop {
+            match jobs.try_recv() {
+                Ok(job) => {
+                    tokio::time::sleep(Duration::from_millis(host.draw_below(8))).await;
+                    while self.lacks_space(&job) {
+                        self.space.set_full(true);
+                        tokio::time::sleep(NO_SPACE_RETRY).await;
+                    }
+                    if !self.goes_on_after(job) {
+                        return;
+                    }
+                }
+                Err(mpsc::TryRecvError::Empty) => woken.notified().await,
+                Err(mpsc::TryRecvError::Disconnected) => return,
+            }
+        }
+    }
+
+    #[cfg(feature = "sim")]
+    fn lacks_space(&self, job: &Job) -> bool {
+        let bytes = match job {
+            Job::Flush { tables, .. } => tables.iter().map(|flush| flush.table.bytes as u64).sum(),
+            Job::Stage(_, _, rows, _) => rows.iter().map(|(key, row)| (key.len() + row.len()) as u64).sum(),
+            _ => return false,
+        };
+        self.lacks(bytes)
+    }
+
+    /// Whether there is too little room for so much. Nothing waits for room in a node that stops.
+    fn lacks(&self, bytes: u64) -> bool {
+        self.space.free_bytes() < 2 * bytes + self.space.emergency_bytes() && !self.space.is_stopping()
+    }
+
     fn job(&mut self, job: Job) -> Result<(), StoreError> {
         match job {
             Job::Flush { tables, keep, owner } => self.flush(&tables, &keep, owner),
@@ -212,7 +273,7 @@ impl Work {
 
     /// redb cannot be used any more once a write has found the disk full, so it is not begun before there is room.
     fn wait_for_space(&self, bytes: u64) {
-        while self.space.free_bytes() < 2 * bytes + self.space.emergency_bytes() && !self.space.is_stopping() {
+        while self.lacks(bytes) {
             self.space.set_full(true);
             std::thread::sleep(NO_SPACE_RETRY);
         }
@@ -220,7 +281,7 @@ impl Work {
 
     fn tell(&self, owner: usize, mail: Mail) {
         if let Some(owner) = self.owners.get(owner) {
-            let _ = owner.blocking_send(mail); // an owner that has ended needs no mail
+            post(owner, mail);
         }
     }
 }

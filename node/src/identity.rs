@@ -2,36 +2,28 @@
 //!
 //! What is added to it later is added once and for good: the cluster that it joins, and why that cluster wants it no more.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: reads and writes the data directory, and draws the node's id")]
-
 use crate::StartError;
-use crate::disk::sync_folder;
+use crate::ground::{Folder, Ground};
 use parking_lot::RwLock;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use shkv_proto::limits::NAME_BYTES_MAX;
 use shkv_proto::message::{Failure, RefusalCode};
-use shkv_proto::{ClusterId, NodeId, codec};
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use shkv_proto::{ClusterId, NodeId, codec, world};
+use std::any::Any;
+use std::path::Path;
+use std::sync::Arc;
 
 const FORMAT: u8 = 2;
 const FILE: &str = "identity";
-const LOCK: &str = "lock";
-/// How often the lock is tried: somebody who only looks ([`NodeLook`]) holds it for a moment.
-const LOCK_TRIES: u32 = 5;
-const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// A node's identity, and the lock on its data directory.
-#[derive(Debug)]
 pub struct Identity {
-    data: PathBuf,
+    ground: Arc<dyn Ground>,
     kept: RwLock<Kept>,
     id: NodeId,
     name: String,
-    _lock: File,
+    _lock: Box<dyn Any + Send + Sync>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -63,13 +55,10 @@ impl NodeLook {
     /// # Errors
     /// [`StartError`] when there is an identity that cannot be read.
     pub fn at(data: &Path) -> Result<Option<Self>, StartError> {
-        let Some(kept) = read(data)? else { return Ok(None) };
+        let folder = Folder(data.to_owned());
+        let Some(kept) = read(&folder)? else { return Ok(None) };
         let Kept { id, name, cluster, retired } = kept;
-        let running = match File::open(data.join(LOCK)) {
-            Ok(lock) => try_lock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared).is_err(),
-            Err(_) => false,
-        };
-        Ok(Some(Self { id, name, cluster, retired, running }))
+        Ok(Some(Self { id, name, cluster, retired, running: folder.is_locked() }))
     }
 }
 
@@ -78,33 +67,19 @@ impl Identity {
     ///
     /// # Errors
     /// [`StartError`] that says what is wrong with the directory.
-    pub fn open(data: &Path, name: &str) -> Result<Self, StartError> {
+    pub fn open(ground: Arc<dyn Ground>, name: &str) -> Result<Self, StartError> {
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(|c| c.is_control() || c == '/') {
             return Err(StartError::Name(name.to_owned()));
         }
-        let at = |what: &'static str| move |error| StartError::Data { data: data.to_owned(), what, error };
-        std::fs::create_dir_all(data).map_err(at("cannot be made"))?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(data.join(LOCK))
-            .map_err(at("cannot be written to"))?;
-        let mut tries = 1;
-        while let Err(error) = try_lock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            if tries == LOCK_TRIES {
-                tracing::debug!("{}: {error}", data.display());
-                return Err(StartError::Locked(data.to_owned()));
-            }
-            tries += 1;
-            std::thread::sleep(LOCK_RETRY);
-        }
-        let kept = match read(data)? {
+        let lock = ground.lock()?;
+        let data = ground.path();
+        let kept = match read(&*ground)? {
             Some(kept) => kept,
             None => {
-                let id = NodeId(rand::rng().random_range(1..=u64::MAX));
+                let id = NodeId(world::rng().random_range(1..=u64::MAX));
                 let kept = Kept { id, name: name.to_owned(), cluster: None, retired: None };
-                write(data, &kept).map_err(at("cannot be written to"))?;
+                let at = |error| StartError::Data { data: data.to_owned(), what: "cannot be written to", error };
+                write(&*ground, &kept).map_err(at)?;
                 kept
             }
         };
@@ -114,7 +89,8 @@ impl Identity {
         if let Kept { cluster: Some(cluster), retired: Some(reason), .. } = kept {
             return Err(StartError::Retired { data: data.to_owned(), cluster, reason });
         }
-        Ok(Self { data: data.to_owned(), id: kept.id, name: kept.name.clone(), kept: RwLock::new(kept), _lock: lock })
+        let (id, name) = (kept.id, kept.name.clone());
+        Ok(Self { ground, id, name, kept: RwLock::new(kept), _lock: lock })
     }
 
     /// The node.
@@ -150,7 +126,7 @@ impl Identity {
             return Ok(());
         }
         let retired = Kept { retired: Some(reason.to_owned()), ..kept.clone() };
-        write(&self.data, &retired).map_err(|error| not_written(&error))?;
+        write(&*self.ground, &retired).map_err(|error| not_written(&error))?;
         *kept = retired;
         Ok(())
     }
@@ -170,7 +146,7 @@ impl Identity {
             None => {
                 let joined = Kept { cluster: Some(cluster), ..kept.clone() };
                 // Durable before it is used: a node must not forget which cluster its votes were for.
-                write(&self.data, &joined).map_err(|error| not_written(&error))?;
+                write(&*self.ground, &joined).map_err(|error| not_written(&error))?;
                 *kept = joined;
                 Ok(())
             }
@@ -182,18 +158,10 @@ fn not_written(error: &std::io::Error) -> Failure {
     Failure::Busy { retry_after_ms: 500, text: format!("{FILE}: {error}") }
 }
 
-fn try_lock(lock: &File, operation: rustix::fs::FlockOperation) -> std::io::Result<()> {
-    Ok(rustix::fs::flock(lock, operation)?)
-}
-
-fn read(data: &Path) -> Result<Option<Kept>, StartError> {
+fn read(ground: &dyn Ground) -> Result<Option<Kept>, StartError> {
+    let data = ground.path();
     let failed = |error| StartError::Data { data: data.to_owned(), what: "has an identity that cannot be read", error };
-    let mut bytes = Vec::new();
-    match File::open(data.join(FILE)) {
-        Ok(mut file) => file.read_to_end(&mut bytes).map_err(failed)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
+    let Some(bytes) = ground.identity().map_err(failed)? else { return Ok(None) };
     let kept = match bytes.split_first() {
         Some((&FORMAT, body)) => codec::decode::<Kept>(body).ok(),
         Some(_) | None => None,
@@ -201,14 +169,8 @@ fn read(data: &Path) -> Result<Option<Kept>, StartError> {
     kept.map(Some).ok_or_else(|| StartError::Identity(data.to_owned()))
 }
 
-/// Writes the file beside the old one and then in its place, so that there is a whole one at every moment.
-fn write(data: &Path, kept: &Kept) -> std::io::Result<()> {
+fn write(ground: &dyn Ground, kept: &Kept) -> std::io::Result<()> {
     let mut bytes = vec![FORMAT];
     codec::encode_into(kept, &mut bytes).map_err(std::io::Error::other)?;
-    let beside = data.join("identity.new");
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&beside)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&beside, data.join(FILE))?;
-    sync_folder(data)
+    ground.set_identity(&bytes)
 }

@@ -53,6 +53,7 @@ enum Trouble {
 /// Registers the node whenever that is needed, until it stops.
 pub async fn keep_registered(shared: Arc<Shared>, registration: Registration) {
     tokio::select! { // both arms are cancel-safe: a registration that is cut short is made again
+        biased;
         () = shared.stop.cancelled() => {}
         () = shared.retired.cancelled() => {}
         () = register_always(&shared, &registration) => {}

@@ -13,8 +13,11 @@ mod ask;
 mod cell;
 mod claim;
 mod clock;
+#[cfg(test)]
+mod crash;
 pub mod disk;
 mod flusher;
+pub mod ground;
 mod identity;
 mod join;
 mod lease;

@@ -32,6 +32,9 @@ impl Part<'_> {
     }
 }
 
+/// The batch's reads in their order, nothing for those of the first shard, and the values one behind the other.
+pub type ReadElsewhere = (Vec<Option<Option<RowRead>>>, BytesMut);
+
 /// The parts of a batch by shard. The batch is checked.
 ///
 /// # Errors
@@ -58,8 +61,7 @@ pub fn split<'a>(
     Ok(parts)
 }
 
-/// What the other shards read, as the decision takes it: the batch's reads in their order, nothing for those of the first
-/// shard, and the values one behind the other.
+/// What the other shards read, as the decision takes it.
 ///
 /// # Errors
 /// A refusal when it is too much; an unknown outcome when an answer does not fit its question.
@@ -67,7 +69,7 @@ pub fn gather(
     batch: &Batch<'_>,
     first: &Part<'_>,
     answers: &[(&Part<'_>, PrepareDone, Bytes)],
-) -> Result<(Vec<Option<Option<RowRead>>>, BytesMut), Failure> {
+) -> Result<ReadElsewhere, Failure> {
     let odd = || Failure::Aborted { text: "a shard has answered what was not asked".into() };
     let mut found: BTreeMap<u32, (Option<RowRead>, Bytes)> = BTreeMap::new();
     for (part, done, values) in answers {

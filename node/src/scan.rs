@@ -1,11 +1,9 @@
 //! Scans and counts of one shard: small pages read where they are asked for, as gets are, larger ones on a thread that may
 //! block.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: redb's pages are read on threads that may block")]
-
 use crate::cell::{Cell, read_failed};
 use crate::reply::Reply;
-use crate::session::{fresh, head_of, may_answer, time_of};
+use crate::session::{deadline_of, fresh, head_of, may_answer};
 use crate::shared::Shared;
 use crate::table::{Page, PageLimits};
 use bytes::BytesMut;
@@ -21,7 +19,7 @@ const INLINE_MAX: PageLimits = PageLimits { rows: 128, bytes: 256 << 10 };
 /// Answers a page of rows.
 pub async fn scan(shared: Arc<Shared>, frame: Frame, reply: Reply) {
     let Some((scan, reply)) = head_of::<Scan>(&frame, reply) else { return };
-    let deadline = Instant::now() + time_of(&frame);
+    let deadline = deadline_of(&frame);
     let limits = PageLimits {
         rows: match scan.rows_max {
             0 => PAGE_ROWS_MAX,
@@ -52,7 +50,7 @@ pub async fn scan(shared: Arc<Shared>, frame: Frame, reply: Reply) {
 pub async fn count(shared: Arc<Shared>, frame: Frame, reply: Reply) {
     let Some((mut scan, reply)) = head_of::<Scan>(&frame, reply) else { return };
     scan.keys_only = true;
-    let deadline = Instant::now() + time_of(&frame);
+    let deadline = deadline_of(&frame);
     let limits = PageLimits { rows: PAGE_ROWS_MAX, bytes: PAGE_BYTES_MAX };
     let mut rows = 0;
     let next = loop {
@@ -117,7 +115,7 @@ async fn read(cell: Arc<Cell>, scan: Arc<Scan>, limits: PageLimits) -> Result<Pa
     if limits.rows <= INLINE_MAX.rows && limits.bytes <= INLINE_MAX.bytes {
         return work().map_err(|error| read_failed(&error));
     }
-    match tokio::task::spawn_blocking(work).await {
+    match shkv_proto::world::blocking(work).await {
         Ok(Ok(page)) => Ok(page),
         Ok(Err(error)) => Err(read_failed(&error)),
         Err(error) => Err(Failure::unknown(error.to_string())),

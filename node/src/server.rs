@@ -4,13 +4,13 @@
 
 use crate::admin::open_shard;
 use crate::clock::Clock;
-use crate::disk::{RealDisk, sync_folder};
 use crate::flusher::Flusher;
+use crate::ground::{Folder, Ground};
 use crate::identity::Identity;
 use crate::join::{Registration, keep_registered};
 use crate::log::writer::{LogWriter, Ticket};
 use crate::log::{Log, ShardWrite};
-use crate::owner::{MAILBOX, Mail, Owner};
+use crate::owner::{MAILBOX, Mail, Owner, post};
 use crate::peers::Peers;
 use crate::shared::Shared;
 use crate::space::{Space, fail_once};
@@ -19,12 +19,13 @@ use crate::{NodeConfig, StartError, Tuning, session};
 use shkv_proto::limits::Limits;
 use shkv_proto::message::{Failure, RefusalCode, Role, Welcome};
 use shkv_proto::session::accept;
+use shkv_proto::world;
+use shkv_proto::world::net::{StdListener, TcpListener, TcpStream};
 use shkv_proto::{ClusterId, NodeId, ShardId};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
@@ -60,6 +61,9 @@ impl std::fmt::Debug for Node {
 
 impl Thread {
     fn start(number: usize) -> std::io::Result<Self> {
+        if world::is_simulated() {
+            return Ok(Self { end: None, handle: Handle::current(), thread: None });
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (end, ended) = oneshot::channel::<()>();
@@ -78,6 +82,15 @@ impl Node {
     /// # Errors
     /// [`StartError`]; nothing runs then.
     pub async fn start(config: NodeConfig) -> Result<Self, StartError> {
+        let folder = Arc::new(Folder(config.data.clone()));
+        Self::start_on(folder, config).await
+    }
+
+    /// Like [`Node::start`], on ground that need not be a folder of the system.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then.
+    pub async fn start_on(ground: Arc<dyn Ground>, config: NodeConfig) -> Result<Self, StartError> {
         let listener = TcpListener::bind(&config.listen).await;
         let listener = listener.map_err(|error| StartError::Listen { addr: config.listen.clone(), error })?;
         let addr = listener.local_addr().map_err(|error| StartError::Listen { addr: config.listen.clone(), error })?;
@@ -89,11 +102,10 @@ impl Node {
         let handles = threads.iter().map(|thread| thread.handle.clone()).collect::<Vec<_>>();
         let open = {
             let handles = handles.clone();
-            move || open(&config, &handles)
+            move || open(&ground, &config, &handles)
         };
-        let (shared, failed) = tokio::task::spawn_blocking(open)
-            .await
-            .map_err(|error| StartError::Thread(std::io::Error::other(error)))??;
+        let (shared, failed) =
+            world::blocking(open).await.map_err(|error| StartError::Thread(std::io::Error::other(error)))??;
         let tracker = TaskTracker::new();
         let std_listener = listener.into_std().map_err(StartError::Thread)?;
         let listening = listen(shared.clone(), std_listener, handles.clone(), tracker.clone());
@@ -164,7 +176,7 @@ impl Node {
             shared.log.stop();
             end_threads(threads);
         };
-        let _ = tokio::task::spawn_blocking(end).await; // it has nothing to tell
+        let _ = world::blocking(end).await; // it has nothing to tell
     }
 }
 
@@ -178,6 +190,9 @@ impl Drop for Node {
         }
         for mut thread in threads {
             drop(thread.end.take());
+        }
+        if world::is_simulated() {
+            return; // its tasks end with their runtime
         }
         let shared = self.shared.clone();
         let _ = std::thread::Builder::new().name("node-end".into()).spawn(move || {
@@ -221,29 +236,22 @@ fn end_threads(threads: Vec<Thread>) {
 }
 
 /// Opens what is on the disk and starts everything but the listener.
-fn open(config: &NodeConfig, handles: &[Handle]) -> Result<(Arc<Shared>, watch::Receiver<Option<String>>), StartError> {
+fn open(
+    ground: &Arc<dyn Ground>,
+    config: &NodeConfig,
+    handles: &[Handle],
+) -> Result<(Arc<Shared>, watch::Receiver<Option<String>>), StartError> {
     let NodeConfig { name, data, tuning, .. } = config;
     let tuning: Tuning = *tuning;
-    let identity = Identity::open(data, name)?;
+    let identity = Identity::open(ground.clone(), name)?;
     let store_error = |text: String| StartError::Store { data: data.clone(), text };
     let log_error = |error| StartError::Log { data: data.clone(), error };
-    let log_folder = data.join("log");
-    std::fs::create_dir_all(&log_folder).map_err(|error| StartError::Data {
-        data: data.clone(),
-        what: "cannot be written to",
-        error,
-    })?;
+    let at = |what: &'static str| move |error| StartError::Data { data: data.clone(), what, error };
+    let disk = ground.log().map_err(at("cannot be written to"))?;
     let (store, replicas) =
-        Store::open(&data.join("rows.redb"), tuning.cache_bytes).map_err(|error| store_error(error.to_string()))?;
+        Store::open(&ground.rows(), tuning.cache_bytes).map_err(|error| store_error(error.to_string()))?;
     // The names of what was just made are durable before anything in them is acknowledged.
-    let at = |error| StartError::Data { data: data.clone(), what: "cannot be synced", error };
-    sync_folder(data).map_err(at)?;
-    match data.parent().filter(|parent| !parent.as_os_str().is_empty()).map(sync_folder) {
-        // A parent that this user may not open was not where this process made the directory.
-        Some(Err(error)) if error.kind() != std::io::ErrorKind::PermissionDenied => return Err(at(error)),
-        Some(_) | None => {}
-    }
-    let disk = Arc::new(RealDisk(log_folder));
+    ground.sync_names().map_err(at("cannot be synced"))?;
     let (log, mut recovered) = Log::open(disk, identity.id(), tuning.log_segment_bytes).map_err(log_error)?;
     // The log of a replica is begun before the replica is made.
     if log.is_new() && !replicas.is_empty() {
@@ -259,7 +267,7 @@ fn open(config: &NodeConfig, handles: &[Handle]) -> Result<(Arc<Shared>, watch::
         bases.insert(*shard, store.base(ShardId(*shard)).map_err(|error| store_error(error.to_string()))?);
     }
     let (reason, failed) = watch::channel(None);
-    let space = Arc::new(Space::new(data.clone(), log.clone(), &tuning, fail_once(reason.clone())));
+    let space = Arc::new(Space::new(ground.clone(), log.clone(), &tuning, fail_once(reason.clone())));
     space.look();
     let (mailboxes, owners): (Vec<_>, Vec<_>) = handles.iter().map(|_| mpsc::channel::<Mail>(MAILBOX)).unzip();
     let (mailboxes, owners): (Vec<mpsc::Sender<Mail>>, Vec<mpsc::Receiver<Mail>>) = (mailboxes, owners);
@@ -271,7 +279,7 @@ fn open(config: &NodeConfig, handles: &[Handle]) -> Result<(Arc<Shared>, watch::
                 by_owner[ticket.0 as usize % owners.len()].push(ticket);
             }
             for (owner, tickets) in owners.iter().zip(by_owner).filter(|(_, tickets)| !tickets.is_empty()) {
-                let _ = owner.blocking_send(Mail::Synced(tickets)); // an owner that has ended needs no mail
+                post(owner, Mail::Synced(tickets));
             }
         }
     };
@@ -309,7 +317,7 @@ fn open(config: &NodeConfig, handles: &[Handle]) -> Result<(Arc<Shared>, watch::
     Ok((shared, failed))
 }
 
-async fn listen(shared: Arc<Shared>, listener: std::net::TcpListener, handles: Vec<Handle>, tracker: TaskTracker) {
+async fn listen(shared: Arc<Shared>, listener: StdListener, handles: Vec<Handle>, tracker: TaskTracker) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return shared.fail(&format!("cannot listen: {error}")),
@@ -319,8 +327,9 @@ async fn listen(shared: Arc<Shared>, listener: std::net::TcpListener, handles: V
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
         let accepted = tokio::select! { // both arms are cancel-safe
-            accepted = listener.accept() => accepted,
+            biased;
             () = shared.stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,

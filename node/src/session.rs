@@ -52,10 +52,14 @@ pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
     let mut frames = Vec::new();
     loop {
         let read = tokio::select! { // every arm is cancel-safe: next_batch keeps what it has read
+            biased; // the read first: it is what there mostly is, and an end is looked for behind it
             read = reader.next_batch(&mut frames) => read,
             () = shared.stop.cancelled() => break,
             () = shared.retired.cancelled() => break,
         };
+        if shared.stop.is_cancelled() || shared.retired.is_cancelled() {
+            break;
+        }
         match read {
             Ok(true) => served.batch(&mut frames).await,
             Ok(false) => break,
@@ -269,7 +273,7 @@ fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply) {
         Ok(_) => {
             let key = frame.head.slice_ref(head.key);
             let shared = shared.clone();
-            let deadline = Instant::now() + time_of(frame);
+            let deadline = deadline_of(frame);
             tokio::spawn(async move {
                 let look = || std::future::ready(cell.get(&key).map_err(|error| read_failed(&error)));
                 match fresh(&shared, &cell, deadline, look, |look| look.is_locked).await {
@@ -332,8 +336,13 @@ pub async fn fresh<T, F: Future<Output = Result<T, Failure>>>(
     }
 }
 
+/// Until when the sender of a request that has just come waits.
+pub fn deadline_of(frame: &Frame) -> Instant {
+    Instant::now() + time_of(frame)
+}
+
 /// How long the sender of a request waits.
-pub fn time_of(frame: &Frame) -> Duration {
+fn time_of(frame: &Frame) -> Duration {
     match frame.header.deadline_ms {
         0 => DEADLINE_DEFAULT,
         ms => Duration::from_millis(u64::from(ms)),

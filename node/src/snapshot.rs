@@ -3,8 +3,6 @@
 //!
 //! The rows that come in lie beside the shard's own until all are there; then one transaction puts them in place.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: redb's pages are read on threads that may block")]
-
 use crate::claim::{Claim, Purpose};
 use crate::flusher::Job;
 use crate::machine::{LEDGER_BYTES_MAX, Ledger};
@@ -62,7 +60,7 @@ pub async fn send(
             let lengths = range.chunk(SNAPSHOT_CHUNK_BYTES, &mut bytes);
             (range, lengths, bytes)
         };
-        let (back, lengths, bytes) = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
+        let (back, lengths, bytes) = shkv_proto::world::blocking(read).await.map_err(|error| error.to_string())?;
         range = back;
         let lengths = lengths.map_err(|error| error.to_string())?;
         if lengths.is_empty() {

@@ -1,8 +1,8 @@
 //! The room on the data directory's disk, and the node's end when the disk fails.
 
 use crate::Tuning;
+use crate::ground::Ground;
 use crate::log::Log;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::watch;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 /// The disk: how much is free, and what is done when it fails.
 pub struct Space {
     /// The data directory.
-    pub data: PathBuf,
+    pub ground: Arc<dyn Ground>,
     /// The log.
     pub log: Arc<Log>,
     /// Log that is kept for followers that are behind.
@@ -26,15 +26,20 @@ pub struct Space {
 
 impl Space {
     /// A disk that is not full as far as is known.
-    pub fn new(data: PathBuf, log: Arc<Log>, tuning: &Tuning, fail: Box<dyn Fn(String) + Send + Sync>) -> Self {
+    pub fn new(
+        ground: Arc<dyn Ground>,
+        log: Arc<Log>,
+        tuning: &Tuning,
+        fail: Box<dyn Fn(String) + Send + Sync>,
+    ) -> Self {
         let (full, free, stopping) = (AtomicBool::new(false), AtomicU64::new(u64::MAX), AtomicBool::new(false));
         let (log_retain_bytes, reserve_bytes) = (tuning.log_retain_bytes, tuning.disk_reserve_bytes);
-        Self { data, log, log_retain_bytes, reserve_bytes, fail, full, free, stopping }
+        Self { ground, log, log_retain_bytes, reserve_bytes, fail, full, free, stopping }
     }
 
     /// Asks the system how much is free. A file system that does not say counts as empty.
     pub fn free_bytes(&self) -> u64 {
-        let free = rustix::fs::statvfs(&self.data).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        let free = self.ground.free_bytes();
         self.free.store(free, Ordering::Relaxed);
         free
     }
@@ -52,7 +57,7 @@ impl Space {
     /// Says whether the disk is full.
     pub fn set_full(&self, full: bool) {
         if self.full.swap(full, Ordering::Relaxed) != full {
-            let (data, free, reserve) = (self.data.display(), self.last_free_bytes(), self.reserve_bytes);
+            let (data, free, reserve) = (self.ground.path().display(), self.last_free_bytes(), self.reserve_bytes);
             if full {
                 tracing::error!(
                     "{data}: {free} bytes free, under the reserve of {reserve}; puts are refused until there is more"

@@ -43,7 +43,7 @@ steps! {
     FinishDone = "finish-done",
     /// At the coordinator, when all have finished and before the decision is let go.
     BeforeLetGo = "before-let-go",
-    /// At the coordinator, when the decision is let go and before the client is answered.
+    /// At the coordinator, when the decision is let go; the client was answered just before that.
     AfterLetGo = "after-let-go",
 }
 
@@ -72,7 +72,7 @@ impl Steps {
     pub async fn reach(&self, step: Step) {
         crash_at(step);
         if self.hook.as_ref().is_some_and(|hook| hook(step)) {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Rows on disk: one redb file per node, one table per shard, and what each replica must know of itself.
 //!
 //! This is the only file that names redb. Every write transaction is durable when it returns, and carries the rows
-//! together with the applied index, the revision, the configuration and the ledger that belong to them. Only the rows of a snapshot
-//! that lie beside a shard's own become durable later, with whatever is written next: a crash voids them anyway.
+//! together with the applied index, the revision, the configuration and the ledger that belong to them. Only the rows of
+//! a snapshot that lie beside a shard's own become durable later, with whatever is written next: a crash voids them anyway.
 
+use crate::disk::{Disk, DiskFile};
+use crate::ground::Rows as Place;
 use crate::log::Mark;
 use crate::machine::Ledger;
 use crate::table::{Found, Slot, Table};
@@ -19,8 +21,8 @@ use shkv_proto::merge::Row;
 use shkv_proto::message::SnapshotHead;
 use shkv_proto::{KeyspaceId, NodeId, ReplicaId, ShardId};
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Bound;
-use std::path::Path;
 use std::sync::Arc;
 
 type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
@@ -29,6 +31,10 @@ const REPLICAS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::
 const DELETED: TableDefinition<'static, u32, u64> = TableDefinition::new("deleted");
 /// What a shard remembers beside its rows, encoded by [`Ledger::encode`].
 const LEDGERS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("ledgers");
+/// What the file is called.
+const ROWS: &str = "rows.redb";
+/// What the file is called while it is made.
+const UNFINISHED: &str = "unfinished.redb";
 /// Bytes of a stored row before its value: flags, of which none is defined yet, and the version.
 const ROW_FIXED_BYTES: usize = 9;
 
@@ -100,8 +106,47 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`], also when another process has it open.
-    pub fn open(path: &Path, cache_bytes: usize) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
-        let db = Builder::new().set_cache_size(cache_bytes).create(path).map_err(StoreError::of)?;
+    pub fn open(rows: &Place, cache_bytes: usize) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
+        let io = |error: io::Error| StoreError(error.to_string());
+        let create = |name: &str| match rows {
+            Place::Folder(folder) => {
+                Builder::new().set_cache_size(cache_bytes).create(folder.0.join(name)).map_err(StoreError::of)
+            }
+            Place::StandIn(disk) => {
+                let is_there = disk.list().map_err(io)?.iter().any(|there| there == name);
+                let file = if is_there { disk.open(name) } else { disk.create(name, 0) };
+                database_in(file.map_err(io)?, cache_bytes)
+            }
+        };
+        let disk: &dyn Disk = match rows {
+            Place::Folder(folder) => folder,
+            Place::StandIn(disk) => &**disk,
+        };
+        let names = disk.list().map_err(io)?;
+        if !names.iter().any(|there| there == ROWS) {
+            // A file that a crash left half made is no redb file. It gets its name when it is whole.
+            if names.iter().any(|there| there == UNFINISHED) {
+                disk.remove(UNFINISHED).map_err(io)?;
+            }
+            drop(create(UNFINISHED)?);
+            disk.rename(UNFINISHED, ROWS).map_err(io)?;
+        }
+        Self::with(create(ROWS)?)
+    }
+
+    /// Opens rows that are kept in a file of a [`Disk`], as tests do that let it fail.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    #[cfg(test)]
+    pub fn open_in(
+        file: Arc<dyn DiskFile>,
+        cache_bytes: usize,
+    ) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
+        Self::with(database_in(file, cache_bytes)?)
+    }
+
+    fn with(db: Database) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
         let store = Self { db };
         let mut replicas = BTreeMap::new();
         let mut leftovers = Vec::new();
@@ -281,6 +326,43 @@ impl Store {
             put_ledger(txn, shard, ledger)?;
             put_meta(txn, shard, meta)
         })
+    }
+}
+
+fn database_in(file: Arc<dyn DiskFile>, cache_bytes: usize) -> Result<Database, StoreError> {
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_bytes);
+    builder.create_with_backend(InFile(file)).map_err(StoreError::of)
+}
+
+/// A file as redb wants it.
+struct InFile(Arc<dyn DiskFile>);
+
+impl std::fmt::Debug for InFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("InFile")
+    }
+}
+
+impl redb::StorageBackend for InFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.bytes()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(out, offset)
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.0.resize(bytes)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_at(bytes, offset)
     }
 }
 

@@ -349,7 +349,7 @@ mod tests {
             steps in steps(), rows in 1..9_usize, bytes in 1..200_usize, reverse: bool, keys_only: bool, low in 0..40_u8, high in 0..41_u8,
         ) {
             let folder = tempfile::tempdir().unwrap();
-            let (store, _) = Store::open(&folder.path().join("rows.redb"), 1 << 20).unwrap();
+            let (store, _) = Store::open(&crate::ground::Rows::Folder(crate::disk::RealDisk(folder.path().to_owned())), 1 << 20).unwrap();
             store.create_replica(SHARD, &meta(0)).unwrap();
             let base = store.base(SHARD).unwrap();
             let mut view = View { active: Table::default(), sealed: None, base, applied: Mark::default(), revision: 0, ledger: Ledger::default() };

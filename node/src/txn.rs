@@ -12,7 +12,7 @@ use crate::cell::Cell;
 use crate::machine::{self, Decide, Done, LetGo, WriteKind};
 use crate::plan::{self, Part};
 use crate::reply::Reply;
-use crate::session::time_of;
+use crate::session::deadline_of;
 use crate::shared::Shared;
 use crate::steps::Step;
 use bytes::Bytes;
@@ -43,7 +43,7 @@ type Outcome = Result<(Box<BatchDone>, Bytes), Failure>;
 
 /// Carries out a batch over several shards, the lowest of which is `cell`'s, and answers it.
 pub async fn run(shared: Arc<Shared>, cell: Arc<Cell>, frame: Frame, reply: Reply) {
-    let deadline = Instant::now() + time_of(&frame);
+    let deadline = deadline_of(&frame);
     let (answer, answered) = oneshot::channel();
     tokio::spawn(async move {
         let mut answer = Some(answer);

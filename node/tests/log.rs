@@ -142,6 +142,10 @@ impl DiskFile for TestFile {
     fn bytes(&self) -> io::Result<u64> {
         Ok(self.1.lock().unwrap().durable.len() as u64)
     }
+
+    fn resize(&self, _: u64) -> io::Result<()> {
+        unreachable!("the log never resizes a file")
+    }
 }
 
 fn open(disk: &TestDisk) -> Result<(Log, BTreeMap<u32, Recovered>), LogError> {

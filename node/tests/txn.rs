@@ -8,18 +8,21 @@
 
 mod common;
 
-use common::shards::{FIRST, SECOND, Shards, THIRD, again, first_time, put};
+use bytes::Bytes;
+use common::shards::{FIRST, SECOND, Shards, THIRD, again, first_time, put, shard_of};
 use common::{KEYSPACE, PATIENCE, everything, refusal, small};
-use shkv_node::{Step, Steps};
-use shkv_proto::link::{CallError, LinkError, done_or_failure};
+use shkv_node::{Step, Steps, Tuning};
+use shkv_proto::link::{CallError, Link, LinkError, done_or_failure};
 use shkv_proto::message::{
-    BatchOp, Condition, Consistency, CountDone, Failure, Get, NodeStatus, RefusalCode, RowRead, Scan, ScanDone, Write,
-    WriteDone, WriteId,
+    Batch, BatchDone, BatchOp, Condition, Consistency, CountDone, Failure, Get, GetDone, NodeStatus, RefusalCode,
+    RowRead, Scan, ScanDone, Write, WriteDone, WriteId,
 };
 use shkv_proto::{Frame, Header, Kind, codec};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 fn read(key: &str) -> BatchOp<'_> {
@@ -133,9 +136,12 @@ impl Trap {
             let sprung = tokio::select! {
                 () = self.sprung.notified() => true,
                 told = shards.try_batch(ops, values, Some(id)) => {
-                    assert!(told.is_err(), "it went through: {told:?}");
+                    assert!(told.is_err() || step == Step::AfterLetGo, "it went through: {told:?}");
                     assert!(Instant::now() < deadline, "{step:?} is never reached; last: {told:?}");
-                    self.at.lock().unwrap().is_none()
+                    if told.is_ok() {
+                        self.sprung.notified().await;
+                    }
+                    told.is_ok() || self.at.lock().unwrap().is_none()
                 }
             };
             if sprung {
@@ -333,4 +339,149 @@ async fn outcomes_travel_with_a_snapshot() {
     shards.give(SECOND, late).await;
     let retry = Write { id: Some(again(first_time(9, 1))), ..write };
     assert_eq!(shards.until_done::<WriteDone>(SECOND, Kind::Put, &retry, b"once").await.0, first);
+}
+
+const ACCOUNTS: [&str; 9] = ["a1", "a2", "a3", "k1", "k2", "k3", "z1", "z2", "z3"];
+const OPENING: u64 = 100;
+const CLIENTS: u64 = 4;
+const TRANSFERS: u64 = 25;
+
+/// A client with its own connections, which sends a batch again until its outcome is known.
+struct Teller {
+    links: Vec<Link>,
+    client: u64,
+    luck: u64,
+}
+
+impl Teller {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.luck ^= self.luck << 13;
+        self.luck ^= self.luck >> 7;
+        self.luck ^= self.luck << 17;
+        (self.luck >> 11) as usize % sides
+    }
+
+    async fn ask<T: serde::de::DeserializeOwned>(
+        &mut self,
+        key: &str,
+        kind: Kind,
+        head: &impl serde::Serialize,
+        tail: &[u8],
+    ) -> Result<(T, Bytes), Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let at = self.roll(self.links.len());
+            let header = Header { shard: shard_of(key), ..Header::new(kind) };
+            let frame = Frame::new(header, codec::encode(head).unwrap(), tail.to_vec());
+            match self.links[at].ask(frame, Instant::now() + Duration::from_secs(1)).await {
+                Ok(answer) => return Ok(answer),
+                Err(CallError::Failure(failure @ (Failure::Refusal { .. } | Failure::Condition { .. }))) => {
+                    return Err(failure);
+                }
+                Err(error) => assert!(Instant::now() < deadline, "no answer; last: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    }
+
+    /// Moves money between accounts of several shards, each of which must hold what was read. Returns whether it was done.
+    async fn transfer(&mut self, sequence: u64) -> bool {
+        let from = ACCOUNTS[self.roll(9)];
+        let to = ACCOUNTS[self.roll(9)];
+        if from == to {
+            return false;
+        }
+        let mut balances = vec![];
+        for key in [from, to] {
+            let get = Get { keyspace: KEYSPACE, key: key.as_bytes(), consistency: Consistency::Linearizable };
+            let (_, value) = self.ask::<GetDone>(key, Kind::Get, &get, b"").await.unwrap();
+            balances.push(String::from_utf8(value.to_vec()).unwrap());
+        }
+        let amount = self.roll(7) as u64;
+        let Some(less) = balances[0].parse::<u64>().unwrap().checked_sub(amount) else { return false };
+        let (less, more) = (less.to_string(), (balances[1].parse::<u64>().unwrap() + amount).to_string());
+        let change = |key: &'static str, value: &str, before| BatchOp::Put {
+            key: key.as_bytes(),
+            value_bytes: value.len() as u32,
+            condition: Condition::Value(before),
+        };
+        let ops = vec![change(from, &less, balances[0].as_bytes()), change(to, &more, balances[1].as_bytes())];
+        let lowest = if shard_of(from) <= shard_of(to) { from } else { to };
+        let began = Instant::now();
+        let mut attempt = 0;
+        let deadline = began + PATIENCE;
+        loop {
+            // It is asked by the teller itself, so that its age is told each time.
+            attempt += 1;
+            let age_ms = if attempt == 1 { 0 } else { began.elapsed().as_millis().max(1) as u32 };
+            let id = Some(WriteId { client: self.client, sequence, answered: sequence - 1, age_ms });
+            let batch = Batch { keyspace: KEYSPACE, ops: ops.clone(), id };
+            let at = self.roll(self.links.len());
+            let header = Header { shard: shard_of(lowest), ..Header::new(Kind::Batch) };
+            let frame = Frame::new(header, codec::encode(&batch).unwrap(), format!("{less}{more}").into_bytes());
+            match self.links[at].ask::<BatchDone>(frame, Instant::now() + Duration::from_secs(1)).await {
+                Ok(_) => return true,
+                Err(CallError::Failure(Failure::Condition { .. })) => return false,
+                Err(CallError::Failure(failure @ Failure::Refusal { .. })) => panic!("{failure}"),
+                Err(error) => assert!(Instant::now() < deadline, "it is never done; last: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transfers_keep_their_sum_while_coordinators_stop_and_leaders_change() {
+    let steps = Arc::new(AtomicU64::new(0));
+    let stopped = Arc::new(AtomicU64::new(0));
+    let hook = {
+        let (steps, stopped) = (steps.clone(), stopped.clone());
+        // One step of so many is the last of its coordinator, never the same kind for long.
+        move |_| {
+            let stops = steps.fetch_add(1, Ordering::Relaxed) % 41 == 40;
+            stopped.fetch_add(u64::from(stops), Ordering::Relaxed);
+            stops
+        }
+    };
+    let tuning = Tuning { threads: 2, ..small() };
+    let mut shards = Shards::new(3, tuning, Steps::with_hook(hook)).await;
+    for key in ACCOUNTS {
+        shards.put(key, &OPENING.to_string()).await;
+    }
+    let links: Vec<Link> = shards.group.nodes.iter().flatten().map(|(_, link)| link.clone()).collect();
+    let mut tellers = JoinSet::new();
+    for client in 1..=CLIENTS {
+        let mut teller = Teller { links: links.clone(), client, luck: client << 33 | 0x9e37_79b9 };
+        tellers.spawn(async move {
+            let mut done = 0;
+            for sequence in 1..=TRANSFERS {
+                done += u64::from(teller.transfer(sequence).await);
+            }
+            done
+        });
+    }
+    let mut done = 0;
+    let mut turn = 0;
+    while !tellers.is_empty() {
+        tokio::select! {
+            finished = tellers.join_next() => done += finished.map_or(0, Result::unwrap),
+            () = tokio::time::sleep(Duration::from_millis(300)) => {
+                // What a coordinator that was stopped holds is let go by the next leader.
+                turn += 1;
+                let shard = [FIRST, SECOND, THIRD][turn % 3];
+                let to = (shards.leader(shard).await + 1) % 3;
+                shards.give(shard, to).await;
+            }
+        }
+    }
+    for shard in [FIRST, SECOND, THIRD] {
+        let to = (shards.leader(shard).await + 1) % 3;
+        shards.give(shard, to).await;
+    }
+    let mut sum = 0;
+    for key in ACCOUNTS {
+        sum += shards.get(key).await.unwrap().parse::<u64>().unwrap();
+    }
+    assert_eq!(sum, OPENING * ACCOUNTS.len() as u64, "money was made or lost");
+    assert!(done > 10 && stopped.load(Ordering::Relaxed) > 2, "{done} done, {stopped:?} coordinators stopped");
 }

@@ -18,6 +18,7 @@ pub mod retry;
 pub mod ring;
 pub mod route;
 pub mod session;
+pub mod world;
 
 pub use frame::{Frame, Header, Kind};
 pub use ids::{ClusterId, Epoch, KeyspaceId, NodeId, ReplicaId, ShardId};

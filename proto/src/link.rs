@@ -12,6 +12,7 @@ use crate::limits::{CREDIT_REQUESTS, DEADLINE_MS_MAX};
 use crate::message::{Failure, Hello, Welcome};
 use crate::outbox::Outbox;
 use crate::session::{self, Session, SessionError, failure_of};
+use crate::world;
 use parking_lot::Mutex;
 use rand::RngExt;
 use std::sync::Arc;
@@ -284,9 +285,10 @@ impl Shared {
                 Err(error) => error.to_string(),
             };
             self.fall(&format!("{}: {error}", self.addr));
-            let pause = rand::rng().random_range(backoff / 2..=backoff);
+            let pause = world::rng().random_range(backoff / 2..=backoff);
             backoff = (backoff * 2).min(BACKOFF_MAX);
             tokio::select! { // both arms are cancel-safe: neither takes anything with it
+                biased;
                 () = tokio::time::sleep(pause) => {}
                 () = self.retry_now.notified() => {}
             }
@@ -331,6 +333,9 @@ impl Shared {
         let mut idle = true;
         let error = loop {
             tokio::select! { // every arm is cancel-safe; next_batch keeps what it has read in its buffer
+                biased; // the sweep first: it is rarely due, and a stream of answers must not put it off
+                () = self.sweep.notified(), if idle => idle = false,
+                _ = sweep.tick(), if !idle => idle = self.expire(),
                 read = reader.next_batch(&mut frames) => match read {
                     Ok(true) => self.answer(&mut frames),
                     Ok(false) => break "closed by the other side".to_owned(),
@@ -342,8 +347,6 @@ impl Shared {
                     Ok(Err(error)) => error.to_string(),
                     Err(error) => error.to_string(),
                 },
-                () = self.sweep.notified(), if idle => idle = false,
-                _ = sweep.tick(), if !idle => idle = self.expire(),
             }
         };
         outbox.close();

@@ -9,12 +9,11 @@ use crate::frame::{Frame, FrameError, Header, Kind, VERSION, VERSION_MIN, peek_l
 use crate::ids::ClusterId;
 use crate::limits::{FRAME_BYTES_MAX, HANDSHAKE_BYTES_MAX};
 use crate::message::{Failure, Hello, MAGIC, RefusalCode, Role, Welcome};
+use crate::world::net::{OwnedReadHalf, OwnedWriteHalf, TcpStream};
 use bytes::{Bytes, BytesMut};
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::Instant;
 
 /// How long the other side may take for the handshake.
@@ -186,9 +185,10 @@ impl Hello {
 /// # Errors
 /// [`SessionError`]; the other side was told if it was still there to be told.
 pub async fn accept(
-    stream: TcpStream,
+    stream: impl Into<TcpStream>,
     welcome: impl FnOnce(&Hello) -> Result<Welcome, Failure>,
 ) -> Result<Session<Hello>, SessionError> {
+    let stream = stream.into();
     stream.set_nodelay(true)?;
     let (read, mut writer) = stream.into_split();
     let mut reader = FrameReader::new(read);

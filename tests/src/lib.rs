@@ -237,6 +237,12 @@ impl Server {
         self.child.wait().expect("it can be waited for");
     }
 
+    /// Whether it has ended by itself.
+    #[must_use]
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Waits until it ends by itself.
     pub fn ended(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;

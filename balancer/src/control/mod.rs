@@ -17,10 +17,10 @@ use plan::{Seen, Step};
 use rand::RngExt;
 use shkv_proto::link::CallError;
 use shkv_proto::message::{Admin, AdminDone, Control, Controller, Failure, Hello, Join, RefusalCode, Role};
-use shkv_proto::{NodeId, ShardId, codec};
+use shkv_proto::{NodeId, ShardId, codec, world};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use steps::Steps;
 use tokio::time::Instant;
 
@@ -141,7 +141,7 @@ async fn round(cluster: &Arc<Cluster>, lease: &mut Lease, steps: &mut Steps) {
 }
 
 fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    world::unix_time().as_secs()
 }
 
 fn seen(cluster: &Cluster, state: &State) -> Seen {
@@ -220,8 +220,8 @@ pub(crate) async fn admin(cluster: &Arc<Cluster>, wish: Admin) -> Result<AdminDo
 
 /// `Server-XXX-YYY`: three random digits, and the milliseconds of the time.
 fn random_name() -> String {
-    let millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() % 1_000);
-    format!("Server-{:03}-{millis:03}", rand::rng().random_range(0..1_000))
+    let millis = world::unix_time().as_millis() % 1_000;
+    format!("Server-{:03}-{millis:03}", world::rng().random_range(0..1_000))
 }
 
 async fn transfer(cluster: &Arc<Cluster>, shard: ShardId, node: &str) -> Result<Vec<String>, Failure> {

@@ -112,8 +112,12 @@ impl Replay {
         let corrupt = |text: String| LogError::Corrupt(format!("segment {id:x}: {text}"));
         let header = match SegmentHeader::decode(bytes) {
             Ok(header) if header.segment == id => header,
+            // A segment that is used again has its old header until its opening is durable.
+            Ok(SegmentHeader { segment, .. }) if segment > id => {
+                return Err(corrupt(format!("its header says {segment:x}")));
+            }
+            _ if is_last && later_write(id, records, self.expected.unwrap_or(1)).is_none() => return Ok(None),
             Ok(header) => return Err(corrupt(format!("its header says {:x}", header.segment))),
-            Err(_) if is_last && later_write(id, records, self.expected.unwrap_or(1)).is_none() => return Ok(None),
             Err(error) => return Err(corrupt(error)),
         };
         if header.node != self.node {

@@ -46,6 +46,9 @@ struct Queue {
     spares_wanted: Condvar,
     syncs: AtomicU64,
     no_space: AtomicBool,
+    /// Wakes the task that stands in for the threads in a simulation.
+    #[cfg(feature = "sim")]
+    woken: tokio::sync::Notify,
 }
 
 impl LogWriter {
@@ -55,6 +58,11 @@ impl LogWriter {
     /// The system's, when there can be no more threads.
     pub fn start(log: Arc<Log>, on_synced: OnSynced, on_fatal: OnFatal) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::default());
+        #[cfg(feature = "sim")]
+        if let Some(host) = shkv_proto::world::sim::here() {
+            tokio::spawn(run_in_turns(log.clone(), queue.clone(), on_synced, on_fatal, host));
+            return Ok(Self { log, queue, threads: Mutex::default() });
+        }
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
         let writing = {
             let (log, queue) = (log.clone(), queue.clone());
@@ -101,7 +109,7 @@ impl LogWriter {
         jobs.0.push(job);
         drop(jobs);
         if was_empty {
-            self.queue.filled.notify_one();
+            self.queue.wake();
         }
     }
 
@@ -118,7 +126,7 @@ impl LogWriter {
     /// Writes what waits, and ends the thread.
     pub fn stop(&self) {
         self.queue.jobs.lock().1 = true;
-        self.queue.filled.notify_one();
+        self.queue.wake();
         self.queue.spares.lock().1 = true;
         self.queue.spares_wanted.notify_one();
         for thread in self.threads.lock().drain(..) {
@@ -128,6 +136,12 @@ impl LogWriter {
 }
 
 impl Queue {
+    fn wake(&self) {
+        self.filled.notify_one();
+        #[cfg(feature = "sim")]
+        self.woken.notify_one();
+    }
+
     fn want_spare(&self) {
         self.spares.lock().0 = true;
         self.spares_wanted.notify_one();
@@ -165,37 +179,103 @@ fn run(log: &Log, queue: &Queue, on_synced: &OnSynced, on_fatal: &OnFatal) {
             }
             std::mem::take(&mut jobs.0)
         };
-        let mut writes = Vec::with_capacity(jobs.len());
-        let mut tickets = Vec::with_capacity(jobs.len());
-        let mut dones = Vec::new();
-        for job in jobs {
-            writes.extend(job.writes);
-            tickets.extend(job.tickets);
-            dones.extend(job.done);
-        }
-        loop {
-            match log.append(&writes) {
-                Ok(()) => break,
-                Err(error @ LogError::NoSpace(_)) => {
-                    if !queue.no_space.swap(true, Ordering::Relaxed) {
-                        tracing::error!("{error}; writes wait until there is space");
-                    }
-                    if queue.jobs.lock().1 {
-                        return; // nothing of it was acknowledged
-                    }
-                    std::thread::sleep(NO_SPACE_RETRY);
-                }
+        let batch = Batch::of(jobs);
+        while let Err(error) = batch.write(log, queue) {
+            if !matches!(error, LogError::NoSpace(_)) {
                 // What a failed sync left on the disk is unknown, and a second sync would not tell: recovery will.
-                Err(error @ (LogError::Io { .. } | LogError::Corrupt(_))) => return on_fatal(error.to_string()),
+                return on_fatal(error.to_string());
             }
+            if queue.jobs.lock().1 {
+                return; // nothing of it was acknowledged
+            }
+            std::thread::sleep(NO_SPACE_RETRY);
         }
-        queue.no_space.store(false, Ordering::Relaxed);
-        queue.syncs.fetch_add(1, Ordering::Relaxed);
         if log.wants_spare() {
             queue.want_spare();
         }
-        on_synced(tickets);
-        for done in dones {
+        batch.tell(on_synced);
+    }
+}
+
+/// What the threads do, as one task, with a disk that takes its time.
+#[cfg(feature = "sim")]
+async fn run_in_turns(
+    log: Arc<Log>,
+    queue: Arc<Queue>,
+    on_synced: OnSynced,
+    on_fatal: OnFatal,
+    host: Arc<shkv_proto::world::sim::Host>,
+) {
+    loop {
+        let notified = queue.woken.notified();
+        let (jobs, stops) = {
+            let mut jobs = queue.jobs.lock();
+            (std::mem::take(&mut jobs.0), jobs.1)
+        };
+        if jobs.is_empty() {
+            if stops {
+                return;
+            }
+            notified.await;
+            // What comes meanwhile shares the write, as it does while a thread is busy.
+            tokio::time::sleep(Duration::from_millis(host.draw_below(3))).await;
+            continue;
+        }
+        let batch = Batch::of(jobs);
+        while let Err(error) = batch.write(&log, &queue) {
+            if !matches!(error, LogError::NoSpace(_)) {
+                return on_fatal(error.to_string());
+            }
+            if queue.jobs.lock().1 {
+                return;
+            }
+            tokio::time::sleep(NO_SPACE_RETRY).await;
+        }
+        batch.tell(&on_synced);
+        if log.wants_spare() {
+            let _ = log.make_spares(); // without one the log goes on until its segment is full
+        }
+    }
+}
+
+/// Jobs that share a write.
+struct Batch {
+    writes: Vec<ShardWrite>,
+    tickets: Vec<Ticket>,
+    dones: Vec<oneshot::Sender<()>>,
+}
+
+impl Batch {
+    fn of(jobs: Vec<Job>) -> Self {
+        let mut batch = Self { writes: Vec::with_capacity(jobs.len()), tickets: Vec::new(), dones: Vec::new() };
+        for job in jobs {
+            batch.writes.extend(job.writes);
+            batch.tickets.extend(job.tickets);
+            batch.dones.extend(job.done);
+        }
+        batch
+    }
+
+    fn write(&self, log: &Log, queue: &Queue) -> Result<(), LogError> {
+        let written = log.append(&self.writes);
+        match &written {
+            Ok(()) => {
+                queue.no_space.store(false, Ordering::Relaxed);
+                queue.syncs.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error @ LogError::NoSpace(_)) => {
+                if !queue.no_space.swap(true, Ordering::Relaxed) {
+                    tracing::error!("{error}; writes wait until there is space");
+                }
+            }
+            Err(LogError::Io { .. } | LogError::Corrupt(_)) => {}
+        }
+        written
+    }
+
+    fn tell(self, on_synced: &OnSynced) {
+        on_synced(self.tickets);
+        for done in self.dones {
             let _ = done.send(()); // whoever waits may be gone
         }
     }

@@ -78,7 +78,7 @@ impl Ledger {
             return Err(BadEntry::new(format!("a ledger of format {format}, this build knows {FORMAT}")));
         }
         read_items(bytes, 1, |_, head, tail| {
-            match codec::decode_borrowed(&head).map_err(BadEntry::of)? {
+            match codec::decode_borrowed(&head).map_err(BadEntry::from)? {
                 Record::Time(time) => ledger.time = time,
                 Record::Session(record) => ledger
                     .sessions
@@ -86,7 +86,7 @@ impl Ledger {
                     .ok_or_else(|| BadEntry::new("a client's outcomes are longer than their record"))?,
                 Record::Part(head) => {
                     let part = Part { head: Bytes::copy_from_slice(head), tail: Bytes::copy_from_slice(&tail) };
-                    let prepare: Prepare<'_> = codec::decode_borrowed(head).map_err(BadEntry::of)?;
+                    let prepare: Prepare<'_> = codec::decode_borrowed(head).map_err(BadEntry::from)?;
                     ledger.locks.hold(prepare.txn, prepare.ops.iter().map(|op| op.key()), part);
                 }
                 Record::Decision(txn, decision) => drop(ledger.decisions.insert(txn, decision)),

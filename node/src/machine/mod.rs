@@ -243,8 +243,10 @@ impl BadEntry {
     fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
+}
 
-    fn of(error: CodecError) -> Self {
+impl From<CodecError> for BadEntry {
+    fn from(error: CodecError) -> Self {
         Self(error.to_string())
     }
 }
@@ -274,8 +276,8 @@ pub fn apply(data: &Bytes, place: Place, view: &mut View, mut answers: Option<&m
         let kind = WriteKind::from_number(number).ok_or_else(|| BadEntry::new("it has a write of unknown kind"))?;
         let mut step = Step { view, place, look: answers.is_some() };
         let answer = match kind {
-            WriteKind::Put | WriteKind::Delete => step.write(kind, head, tail),
-            WriteKind::Batch => step.batch(head, tail),
+            WriteKind::Put | WriteKind::Delete => step.write(kind, &head, tail),
+            WriteKind::Batch => step.batch(&head, tail),
             WriteKind::Prepare => step.prepare(&head, &tail),
             WriteKind::Finish => step.finish(&head),
             WriteKind::Decide => step.decide(&head, tail),
@@ -365,8 +367,8 @@ impl Step<'_> {
         keys.find_map(|key| self.view.ledger.locks.holder(key))
     }
 
-    fn write(&mut self, kind: WriteKind, head: Bytes, tail: Bytes) -> Answer {
-        let write: Write<'_> = codec::decode_borrowed(&head).map_err(BadEntry::of)?;
+    fn write(&mut self, kind: WriteKind, head: &Bytes, tail: Bytes) -> Answer {
+        let write: Write<'_> = codec::decode_borrowed(head).map_err(BadEntry::from)?;
         let id = write.id.as_ref();
         if let Some(known) = self.known(id, false) {
             return Ok(known);
@@ -388,8 +390,8 @@ impl Step<'_> {
         Ok(Ok(Done::Write(done)))
     }
 
-    fn batch(&mut self, head: Bytes, mut tail: Bytes) -> Answer {
-        let batch: Batch<'_> = codec::decode_borrowed(&head).map_err(BadEntry::of)?;
+    fn batch(&mut self, head: &Bytes, mut tail: Bytes) -> Answer {
+        let batch: Batch<'_> = codec::decode_borrowed(head).map_err(BadEntry::from)?;
         let id = batch.id.as_ref();
         if let Some(known) = self.known(id, true) {
             return Ok(known);
@@ -412,7 +414,7 @@ impl Step<'_> {
     }
 
     fn prepare(&mut self, head: &Bytes, tail: &Bytes) -> Answer {
-        let prepare: Prepare<'_> = codec::decode_borrowed(head).map_err(BadEntry::of)?;
+        let prepare: Prepare<'_> = codec::decode_borrowed(head).map_err(BadEntry::from)?;
         let Prepare { txn, ops, .. } = prepare;
         let locks = &self.view.ledger.locks;
         // No transaction waits for another, so none waits for ever.
@@ -451,9 +453,9 @@ impl Step<'_> {
     }
 
     fn finish(&mut self, head: &Bytes) -> Answer {
-        let finish: Finish = codec::decode(head).map_err(BadEntry::of)?;
+        let finish: Finish = codec::decode(head).map_err(BadEntry::from)?;
         if let Some(part) = self.view.ledger.locks.take(&finish.txn) {
-            let prepare: Prepare<'_> = codec::decode_borrowed(&part.head).map_err(BadEntry::of)?;
+            let prepare: Prepare<'_> = codec::decode_borrowed(&part.head).map_err(BadEntry::from)?;
             prepare.ops.iter().for_each(|op| self.view.ledger.locks.release(op.key()));
             if finish.commit {
                 rows::write_ops(self.view, &prepare.ops, &mut part.tail.clone(), false)?;
@@ -463,7 +465,7 @@ impl Step<'_> {
     }
 
     fn decide(&mut self, head: &Bytes, mut tail: Bytes) -> Answer {
-        let decide: Decide<'_> = codec::decode_borrowed(head).map_err(BadEntry::of)?;
+        let decide: Decide<'_> = codec::decode_borrowed(head).map_err(BadEntry::from)?;
         let Decide { txn, ops, id, others, removed, reads } = decide;
         // A later leader may have answered that it is not decided: from its first entry on it cannot be.
         if txn.term != self.place.term || self.view.ledger.decisions.contains_key(&txn) {
@@ -497,7 +499,7 @@ impl Step<'_> {
     }
 
     fn let_go(&mut self, head: &Bytes) -> Answer {
-        let LetGo { txn, revisions } = codec::decode(head).map_err(BadEntry::of)?;
+        let LetGo { txn, revisions } = codec::decode(head).map_err(BadEntry::from)?;
         let ledger = &mut self.view.ledger;
         if let Some(Decision { id: Some((client, sequence)), .. }) = ledger.decisions.remove(&txn) {
             ledger.sessions.complete(client, sequence, |done| {

@@ -76,6 +76,20 @@ pub enum Mail {
     Stop(oneshot::Sender<()>),
 }
 
+/// Sends an owner a letter from a thread that may block. An owner that has ended needs no mail.
+#[cfg_attr(feature = "sim", expect(clippy::disallowed_methods, reason = "a simulation has no threads that may block"))]
+pub fn post(owner: &mpsc::Sender<Mail>, mail: Mail) {
+    #[cfg(feature = "sim")]
+    if shkv_proto::world::is_simulated() {
+        if let Err(mpsc::error::TrySendError::Full(mail)) = owner.try_send(mail) {
+            let owner = owner.clone();
+            tokio::spawn(async move { owner.send(mail).await });
+        }
+        return;
+    }
+    let _ = owner.blocking_send(mail);
+}
+
 /// A snapshot on its way into its place.
 struct Install {
     output: Output,

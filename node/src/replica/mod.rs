@@ -202,6 +202,12 @@ impl Replica {
 
     /// One tick of time. Tells whether there may be an output.
     pub fn tick(&mut self) -> bool {
+        #[cfg(feature = "sim")]
+        if let Some(host) = shkv_proto::world::sim::here() {
+            // raft draws it from the system; in a simulation it must come from the seed.
+            let drawn = host.fixed_draw(&[u64::from(self.shard.0), self.id.0, self.term()]);
+            self.raft.raft.set_randomized_election_timeout(ELECTION_TICKS + drawn as usize % ELECTION_TICKS);
+        }
         self.raft.tick()
     }
 

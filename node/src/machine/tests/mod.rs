@@ -123,7 +123,8 @@ fn a_group_is_applied_in_its_order() {
 fn a_write_whose_condition_does_not_hold_changes_nothing() {
     let mut view = view();
     let some: Option<&[u8]> = Some(b"1");
-    let steps: [(Condition<'_>, Option<&[u8]>, Result<u64, Option<u64>>); 11] = [
+    type Row<'a> = (Condition<'a>, Option<&'a [u8]>, Result<u64, Option<u64>>);
+    let steps: [Row<'_>; 11] = [
         (Condition::Present, some, Err(None)),
         (Condition::Version(0), some, Err(None)),
         (Condition::Value(b""), some, Err(None)),

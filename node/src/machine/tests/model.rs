@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const SHARDS: u32 = 3;
 const ACCOUNTS: u32 = 3;
 const OPENING: u64 = 100;
+/// Batches that are begun at the same time.
+const AT_ONCE: usize = 4;
 
 /// A transfer between accounts of two or three shards, with a mark in each of them. Sent until its outcome is known.
 struct Transfer {
@@ -94,7 +96,8 @@ impl World {
         };
         for shard in 0..SHARDS {
             for at in 0..ACCOUNTS {
-                world.apply(shard, WriteKind::Put, head(&account(shard, at)), &OPENING.to_le_bytes());
+                let opened = world.apply(shard, WriteKind::Put, head(&account(shard, at)), &OPENING.to_le_bytes());
+                assert!(opened.is_ok());
             }
         }
         world
@@ -112,12 +115,17 @@ impl World {
         u64::from_le_bytes(value.try_into().expect("eight bytes"))
     }
 
+    /// Coordinators that are at work.
+    fn at_work(&self) -> Vec<usize> {
+        (0..self.attempts.len()).filter(|at| self.attempts[*at].phase != Phase::Over).collect()
+    }
+
     /// A client reads two or three accounts that nobody holds, and wants to move something.
     fn begin(&mut self, dice: &mut Dice) {
         let mut parts = BTreeMap::new();
         let count = 2 + dice.roll(2) as usize;
-        while parts.len() < count {
-            let shard = dice.roll(SHARDS);
+        let from = dice.roll(SHARDS);
+        for shard in (0..count as u32).map(|n| (from + n) % SHARDS) {
             let key = account(shard, dice.roll(ACCOUNTS));
             let before = self.balance(shard, &key);
             parts.entry(shard).or_insert((key, before, before));
@@ -173,7 +181,7 @@ impl World {
         let (before, after) = (before.to_le_bytes(), after.to_le_bytes());
         let ops =
             vec![BatchOp::Put { key: &key, value_bytes: 8, condition: Condition::Value(&before) }, put(&mark, b"m")];
-        let vote = match self.apply(shard, WriteKind::Prepare, super::prepare(txn, ops), &[&after[..], b"m"].concat()) {
+        let vote = match self.apply(shard, WriteKind::Prepare, prepare(txn, ops), &[&after[..], b"m"].concat()) {
             Ok(Done::Prepare(..)) => Vote::Yes,
             Err(NotDone::Failure(_)) => Vote::No,
             other => panic!("{other:?}"),
@@ -332,17 +340,15 @@ fn play(dice: &mut Dice) -> World {
     let mut world = World::new();
     while !dice.0.is_empty() {
         match dice.roll(16) {
-            0..3 => world.begin(dice),
+            0..3 if world.at_work().len() < AT_ONCE => world.begin(dice),
             3..6 if !world.prepares.is_empty() => {
                 let at = dice.roll(world.prepares.len() as u32) as usize;
                 let (attempt, shard) = world.prepares.swap_remove(at);
                 world.prepare(attempt, shard);
             }
-            6..11 if !world.attempts.is_empty() => {
-                // Mostly the newest ones, so that some get to their end.
-                let back = dice.roll(4) as usize;
-                let at = world.attempts.len().saturating_sub(1 + back);
-                world.step(at);
+            6..11 if !world.at_work().is_empty() => {
+                let at_work = world.at_work();
+                world.step(at_work[dice.roll(at_work.len() as u32) as usize]);
             }
             11 if !world.finishes.is_empty() => {
                 let at = dice.roll(world.finishes.len() as u32) as usize;
