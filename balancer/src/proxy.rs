@@ -258,9 +258,6 @@ impl Connection {
             | Kind::TransferLeader
             | Kind::ChangeReplicas
             | Kind::RemoveReplica
-            | Kind::Prepare
-            | Kind::Finish
-            | Kind::Resolve
             | Kind::Raft
             | Kind::SnapshotBegin
             | Kind::SnapshotChunk

@@ -277,6 +277,19 @@ macro_rules! conditions {
                 self
             }
 
+            /// Only if this holds of the row; otherwise it ends with [`Error::Condition`].
+            ///
+            /// ```no_run
+            /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+            #[doc = concat!("client.", $example, ".check(shkv_client::Check::Present).await?;")]
+            /// # Ok(())
+            /// # }
+            /// ```
+            pub fn check(mut self, check: Check) -> Self {
+                self.check = check;
+                self
+            }
+
             /// Only if the row has this version; otherwise it ends with [`Error::Condition`] and the version that it
             /// has, `None` if there is no such row.
             ///
