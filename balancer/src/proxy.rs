@@ -324,17 +324,11 @@ impl Connection {
             |health: &crate::health::Health, now| nodes.iter().map(|node| (*node, health.report(*node, now))).collect();
         StatusDone {
             map,
-            process: (std::process::id(), cpu_us()),
+            process: shkv_proto::world::process(),
             nodes: self.cluster.health(report),
             control: Some(control::status(&self.cluster)),
         }
     }
-}
-
-/// Processor time of this process so far, in microseconds.
-fn cpu_us() -> u64 {
-    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    spent.tv_sec as u64 * 1_000_000 + spent.tv_nsec as u64 / 1_000
 }
 
 fn map_done(routes: &Routes) -> MapDone {

@@ -189,6 +189,11 @@ pub fn open_shard(
         .map_err(|error| error.to_string())?;
     let ledger = Ledger::decode(base.ledger()).map_err(|error| error.to_string())?;
     let (applied, revision) = (meta.applied(), meta.revision);
+    #[cfg(feature = "sim")]
+    let revision = match () {
+        () if crate::inspect::planted(crate::inspect::Bug::RevisionLost) => revision / 2,
+        () => revision,
+    };
     let view = View { active: Table::default(), sealed: None, base, applied, revision, ledger };
     let cell = Cell::new(shard, meta.replica, meta.keyspace, meta.part.clone(), view);
     Ok(Shard::new(Arc::new(cell), replica, meta))

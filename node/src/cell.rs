@@ -112,7 +112,18 @@ impl Cell {
     /// replica can have acknowledged a write before that, however long this process was stopped in between.
     #[must_use]
     pub fn lease_runs(&self, now: u64) -> bool {
-        now < self.lease_until.load(Ordering::Acquire)
+        let until = self.lease_until.load(Ordering::Acquire);
+        #[cfg(feature = "sim")]
+        if crate::inspect::planted(crate::inspect::Bug::LeaseWithoutClock) {
+            return until > 0;
+        }
+        now < until
+    }
+
+    /// Until when it runs.
+    #[cfg(feature = "sim")]
+    pub fn lease_until(&self) -> u64 {
+        self.lease_until.load(Ordering::Acquire)
     }
 
     /// Says who leads.

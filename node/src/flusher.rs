@@ -162,7 +162,7 @@ impl Work {
         loop {
             match jobs.try_recv() {
                 Ok(job) => {
-                    tokio::time::sleep(Duration::from_millis(host.draw_below(8))).await;
+                    tokio::time::sleep(host.disk_pause(8)).await;
                     while self.lacks_space(&job) {
                         self.space.set_full(true);
                         tokio::time::sleep(NO_SPACE_RETRY).await;

@@ -19,6 +19,8 @@ pub mod disk;
 mod flusher;
 pub mod ground;
 mod identity;
+#[cfg(feature = "sim")]
+pub mod inspect;
 mod join;
 mod lease;
 pub mod log;

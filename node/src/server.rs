@@ -125,6 +125,13 @@ impl Node {
         Ok(Self { shared, addr, failed, tracker, threads })
     }
 
+    /// A look at what no client sees.
+    #[cfg(feature = "sim")]
+    #[must_use]
+    pub fn inspector(&self) -> crate::inspect::Inspector {
+        crate::inspect::Inspector::new(&self.shared)
+    }
+
     /// Its identity.
     #[must_use]
     pub fn id(&self) -> NodeId {

@@ -288,6 +288,10 @@ fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply) {
 /// Whether what was just read at `revision` is as fresh as asked for.
 pub fn may_answer(shared: &Shared, cell: &Cell, consistency: Consistency, revision: u64) -> bool {
     match consistency {
+        #[cfg(feature = "sim")]
+        Consistency::Linearizable if crate::inspect::planted(crate::inspect::Bug::DeposedLeaderReads) => {
+            cell.leader() == Some(shared.identity.id())
+        }
         Consistency::Linearizable => cell.lease_runs(shared.clock.now()),
         Consistency::Causal { revision: seen } => revision >= seen,
         Consistency::Eventual => true,

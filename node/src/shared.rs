@@ -61,6 +61,9 @@ pub struct Shared {
     txn_numbers: AtomicU64,
     /// When a balancer was last heard, in nanoseconds of the node's clock.
     beat_at: AtomicU64,
+    /// What a simulation sees of the replicas.
+    #[cfg(feature = "sim")]
+    pub looks: Mutex<BTreeMap<u32, crate::inspect::ReplicaLook>>,
     owners: Vec<mpsc::Sender<Mail>>,
     cells: RwLock<BTreeMap<u32, Arc<Cell>>>,
     routes: RwLock<Option<Arc<Routes>>>,
@@ -95,6 +98,8 @@ impl Shared {
             txns: Mutex::default(),
             txn_numbers: AtomicU64::new(1),
             beat_at: AtomicU64::new(0),
+            #[cfg(feature = "sim")]
+            looks: Mutex::default(),
             owners,
             cells: RwLock::default(),
             routes: RwLock::default(),
@@ -166,7 +171,10 @@ impl Shared {
     /// Takes a newer map in.
     pub fn set_map(&self, map: Map) {
         let mut ours = self.routes.write();
-        if ours.as_ref().is_none_or(|ours| ours.map().epoch < map.epoch) {
+        let is_newer = ours.as_ref().is_none_or(|ours| ours.map().epoch < map.epoch);
+        #[cfg(feature = "sim")]
+        let is_newer = is_newer || crate::inspect::planted(crate::inspect::Bug::StaleMap);
+        if is_newer {
             *ours = Some(Arc::new(Routes::new(map, ours.as_deref())));
         }
     }
@@ -212,12 +220,13 @@ impl Shared {
             }
         }
         replicas.sort_by_key(|replica| replica.shard);
+        let (process, cpu_us) = shkv_proto::world::process();
         NodeStatus {
             id: self.identity.id(),
             name: self.identity.name().to_owned(),
             cluster: self.cluster(),
-            process: std::process::id(),
-            cpu_us: cpu_us(),
+            process,
+            cpu_us,
             epoch: self.epoch(),
             table_bytes,
             log_bytes: self.space.log.bytes(),
@@ -227,10 +236,4 @@ impl Shared {
             replicas,
         }
     }
-}
-
-/// Processor time of this process so far, in microseconds.
-fn cpu_us() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
 }

@@ -173,6 +173,8 @@ pub async fn take(
                     return Err(Failure::refusal(RefusalCode::Malformed, "more is remembered than a shard can"));
                 }
             }
+            #[cfg(feature = "sim")]
+            crate::inspect::shorten(&mut rows);
             let shard = incoming.begin.message.shard;
             let stream = incoming.claim.number();
             match shared.flusher.ask(|answer| Job::Stage(shard, stream, rows, answer)).await.map_err(busy)? {

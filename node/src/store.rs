@@ -256,6 +256,8 @@ impl Store {
                             place[1..ROW_FIXED_BYTES].copy_from_slice(&version.to_le_bytes());
                             place[ROW_FIXED_BYTES..].copy_from_slice(value);
                         }
+                        #[cfg(feature = "sim")]
+                        Slot::Dead if crate::inspect::planted(crate::inspect::Bug::FlushKeepsRemoved) => {}
                         Slot::Dead => drop(table.remove(&key[..]).map_err(StoreError::of)?),
                     }
                 }

@@ -14,8 +14,9 @@ use common::{KEYSPACE, PATIENCE, everything, refusal, small};
 use shkv_node::{Step, Steps, Tuning};
 use shkv_proto::link::{CallError, Link, LinkError, done_or_failure};
 use shkv_proto::message::{
-    Batch, BatchDone, BatchOp, Condition, Consistency, CountDone, Failure, Get, GetDone, NodeStatus, RefusalCode,
-    RowRead, Scan, ScanDone, Write, WriteDone, WriteId,
+    Batch, BatchDone, BatchOp, Condition, Consistency, CountDone, Failure, Finish, FinishDone, Get, GetDone,
+    NodeStatus, Prepare, PrepareDone, RefusalCode, Resolve, ResolveDone, RowRead, Scan, ScanDone, TxnId, Write,
+    WriteDone, WriteId,
 };
 use shkv_proto::{Frame, Header, Kind, codec};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -104,6 +105,38 @@ async fn a_batch_that_cannot_be_is_refused_before_anything_is_written() {
         assert_eq!(refusal(error), code);
     }
     assert_eq!(shards.get("a").await, None);
+    // Only nodes take part in each other's transactions.
+    let txn = TxnId { shard: FIRST, term: 1, number: 1 };
+    let told = shards.attempt::<FinishDone>(SECOND, Kind::Finish, &Finish { txn, commit: true }, b"").await;
+    assert_eq!(refusal(told.unwrap_err()), RefusalCode::NotAllowed);
+    let prepare = Prepare { txn, keyspace: KEYSPACE, ops: vec![put("k", "")] };
+    let told = shards.attempt::<PrepareDone>(SECOND, Kind::Prepare, &prepare, b"").await;
+    assert_eq!(refusal(told.unwrap_err()), RefusalCode::NotAllowed);
+    let told = shards.attempt::<ResolveDone>(FIRST, Kind::Resolve, &Resolve { txn }, b"").await;
+    assert_eq!(refusal(told.unwrap_err()), RefusalCode::NotAllowed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_costs_two_entries_of_each_of_several_shards_and_one_of_a_single_one() {
+    let mut shards = Shards::new(1, small(), Steps::default()).await;
+    let last = |status: &NodeStatus| status.replicas.iter().map(|replica| replica.log_last).collect::<Vec<_>>();
+    let ops = [put("a", "1"), put("k", "2"), put("z", "3")];
+    shards.batch(&ops, "123", None).await;
+    shards.put("a", "settled").await; // behind whatever the batch has left to do
+    let before = last(&shards.introduce().await[0]);
+    shards.batch(&ops, "123", None).await;
+    let deadline = Instant::now() + PATIENCE;
+    let after = loop {
+        let after = last(&shards.introduce().await[0]);
+        // The decision is let go behind the answer.
+        if after[0] >= before[0] + 2 || Instant::now() >= deadline {
+            break after;
+        }
+    };
+    let costs: Vec<u64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
+    assert_eq!(costs, [2, 2, 2], "decided and let go; prepared and finished");
+    shards.batch(&[put("a", "1"), put("b", "2"), read("c")], "12", None).await;
+    assert_eq!(last(&shards.introduce().await[0]), [after[0] + 1, after[1], after[2]]);
 }
 
 /// Stops a coordinator at a step, when it is set up for one.

@@ -10,6 +10,7 @@ pub mod judge;
 pub mod load;
 pub mod proxy;
 pub mod registers;
+pub mod sim;
 
 use parking_lot::Mutex;
 use serde_json::Value;

@@ -14,6 +14,8 @@ pub const GENERATION_MS: u64 = 300_000;
 const WEIGHT_MAX: usize = 16 << 10;
 /// Outcomes of one client that has not heard of them: more than a node takes in hand from one connection.
 const OUTCOMES_PER_CLIENT_MAX: usize = 4 << 10;
+/// What the outcomes of one client may weigh.
+const WEIGHT_PER_CLIENT_MAX: usize = WEIGHT_MAX / 2;
 /// Bytes of values that count as much as one outcome.
 const WEIGHT_BYTES: usize = 64;
 /// Bytes of values in an outcome that is kept whole. Of a larger one only that it was done is remembered.
@@ -50,17 +52,19 @@ impl Outcome {
 
 /// What is remembered of one client.
 ///
-/// Invariants: `outcomes` is sorted by sequence, and all of them are above `floor`.
+/// Invariants: `outcomes` is sorted by sequence, all of them are above `floor`, and `weight` is what they weigh.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Session {
     /// Nothing up to this sequence is remembered.
     floor: u64,
     outcomes: VecDeque<(u64, Outcome)>,
+    weight: usize,
 }
 
 impl Session {
+    /// With the client itself.
     fn weight(&self) -> usize {
-        1 + self.outcomes.iter().map(|(_, outcome)| outcome.weight()).sum::<usize>()
+        1 + self.weight
     }
 
     fn position(&self, sequence: u64) -> Result<usize, usize> {
@@ -78,6 +82,7 @@ impl Session {
         while self.outcomes.front().is_some_and(|(sequence, _)| *sequence <= self.floor) {
             weight += self.outcomes.pop_front().map_or(0, |(_, outcome)| outcome.weight());
         }
+        self.weight -= weight;
         weight
     }
 }
@@ -154,9 +159,10 @@ impl Sessions {
         });
         if let Err(at) = session.position(id.sequence) {
             *weight += outcome.weight();
+            session.weight += outcome.weight();
             session.outcomes.insert(at, (id.sequence, outcome));
         }
-        if session.outcomes.len() > OUTCOMES_PER_CLIENT_MAX
+        while (session.outcomes.len() > OUTCOMES_PER_CLIENT_MAX || session.weight > WEIGHT_PER_CLIENT_MAX)
             && let Some((lowest, _)) = session.outcomes.front()
         {
             let lowest = *lowest;
@@ -174,8 +180,10 @@ impl Sessions {
             if let Outcome::Batch(done, _) = outcome {
                 with(done);
             }
+            let after = outcome.weight();
+            session.weight = session.weight + after - before;
             if is_young {
-                self.weight = self.weight + outcome.weight() - before;
+                self.weight = self.weight + after - before;
             }
             return;
         }
@@ -223,7 +231,7 @@ impl Sessions {
         match record {
             Record::Times(turned, horizon) => (self.turned, self.horizon) = (turned, horizon),
             Record::Session { client, is_young, floor, outcomes } => {
-                let mut session = Session { floor, outcomes: VecDeque::with_capacity(outcomes.len()) };
+                let mut session = Session { floor, outcomes: VecDeque::with_capacity(outcomes.len()), weight: 0 };
                 for (sequence, kept) in outcomes {
                     let outcome = match kept {
                         Kept::Write(done) => Outcome::Write(done),
@@ -234,6 +242,7 @@ impl Sessions {
                         }
                         Kept::Large => Outcome::Large,
                     };
+                    session.weight += outcome.weight();
                     session.outcomes.push_back((sequence, outcome));
                 }
                 if is_young {

@@ -291,6 +291,8 @@ impl Owner {
             if let Some((from, stamp)) = shard.replica.step(&message, data, now)
                 && stamp <= now
             {
+                #[cfg(feature = "sim")]
+                let stamp = crate::inspect::lease_stamp(stamp, now);
                 shard.lease.acknowledged(message.term, from, stamp);
             }
             self.touch(number);
@@ -309,6 +311,8 @@ impl Owner {
                 return self.shared.fail(&format!("shard {number}: {error}"));
             }
             self.flush_wanted |= shard.replica.wants_flush();
+            #[cfg(feature = "sim")]
+            crate::inspect::look(&self.shared, shard);
         }
         self.active_bytes = self.active_bytes.saturating_add_signed(round.table_growth);
         self.applied_bytes += round.applied_bytes;

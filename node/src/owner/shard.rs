@@ -336,6 +336,8 @@ impl Shard {
     /// Hands an output's write to the round, and holds back the messages that must not leave before it is durable.
     pub fn write_out(&mut self, output: Output, round: &mut Round) {
         self.last_output = output.number;
+        #[cfg(feature = "sim")]
+        let output = crate::inspect::spoiled(output);
         if let Some(snapshot) = &output.snapshot {
             self.snapshot_index = Some(snapshot.index);
         }
@@ -350,7 +352,10 @@ impl Shard {
             Some(write) => self.lazy_hard = write.hard.or(self.lazy_hard),
             None => {}
         }
-        if self.written <= self.persisted {
+        let may_leave = self.written <= self.persisted;
+        #[cfg(feature = "sim")]
+        let may_leave = may_leave || crate::inspect::planted(crate::inspect::Bug::FollowerAcksEarly);
+        if may_leave {
             round.messages.extend(output.after_write);
             self.replica.persisted(output.number);
         } else if !output.after_write.is_empty() {
@@ -523,6 +528,8 @@ impl Shard {
         let Some(last) = entries.last() else { return Ok(()) };
         let mut answers = Vec::new();
         for entry in entries {
+            #[cfg(feature = "sim")]
+            crate::inspect::applied(self.cell.shard, self.replica.id().0, entry);
             let waiters = self.waiters_of(entry);
             if entry.kind == 0 {
                 if !entry.data.is_empty() {

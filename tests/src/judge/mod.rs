@@ -8,6 +8,8 @@ pub mod audit;
 pub mod bank;
 pub mod counter;
 pub mod leadership;
+pub mod lease;
+pub mod matching;
 pub mod progress;
 pub mod register;
 pub mod removal;

@@ -249,6 +249,31 @@ fn a_client_that_hears_nothing_cannot_fill_the_memory() {
     assert!(view.ledger.sessions.len() < 40_000, "{}", view.ledger.sessions.len());
 }
 
+#[test]
+fn large_outcomes_are_remembered_as_done_and_many_of_them_push_older_ones_out() {
+    let mut view = view();
+    let value = vec![7; sessions::VALUES_BYTES_MAX];
+    one(&mut view, WriteKind::Put, head(b"k"), &value).expect("no condition");
+    one(&mut view, WriteKind::Put, head(b"l"), b"more").expect("no condition");
+    let reading = |keys: &[&'static [u8]], sequence| {
+        let ops = keys.iter().map(|key| BatchOp::Read { key }).collect();
+        batch(ops, Some(id(1, sequence, 0, 0)))
+    };
+    // Too much to be kept: that it was done is.
+    let both = reading(&[b"k", b"l"], 1);
+    assert!(one(&mut view, WriteKind::Batch, both.clone(), b"").is_ok());
+    assert_eq!(refused(one(&mut view, WriteKind::Batch, both, b"")), RefusalCode::Forgotten);
+    // Just small enough, and many of them.
+    for sequence in 2..100 {
+        assert!(one(&mut view, WriteKind::Batch, reading(&[b"k"], sequence), b"").is_ok());
+    }
+    let again = one(&mut view, WriteKind::Batch, reading(&[b"k"], 99), b"");
+    assert!(matches!(again, Ok(Done::Batch(_, values, false)) if values.len() == value.len()));
+    assert_eq!(refused(one(&mut view, WriteKind::Batch, reading(&[b"k"], 2), b"")), RefusalCode::Forgotten);
+    let bytes = view.ledger.encode().expect("it is small").len();
+    assert!(bytes < 2 << 20, "{bytes} bytes are remembered");
+}
+
 fn txn(number: u64) -> TxnId {
     TxnId { shard: ShardId(0), term: 4, number }
 }
