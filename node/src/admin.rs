@@ -188,6 +188,11 @@ pub fn open_shard(
     let replica = Replica::open(shard, meta.replica, shared.log.log(), recovered, meta.state.clone(), now)
         .map_err(|error| error.to_string())?;
     let ledger = Ledger::decode(base.ledger()).map_err(|error| error.to_string())?;
+    #[cfg(feature = "sim")]
+    let ledger = match () {
+        () if crate::inspect::planted(crate::inspect::Bug::SessionsLost) => Ledger::default(),
+        () => ledger,
+    };
     let (applied, revision) = (meta.applied(), meta.revision);
     #[cfg(feature = "sim")]
     let revision = match () {

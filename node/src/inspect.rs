@@ -167,13 +167,19 @@ pub enum Bug {
     SnapshotShort,
     /// A lease counts from when a promise came in, not from when it was asked for.
     LeaseFromAnswer,
+    /// What was done by which id is forgotten with the process.
+    SessionsLost,
+    /// A transaction that is given up keeps its locks.
+    LockLeft,
+    /// A batch over several shards is done in the first of them only.
+    HalfBatch,
     /// A replica that has forgotten its promises with its process votes at once.
     VoteAtOnce,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::AckBeforeSync,
         Self::VoteForgotten,
         Self::LeaseWithoutClock,
@@ -188,6 +194,9 @@ impl Bug {
         Self::FlushKeepsRemoved,
         Self::SnapshotShort,
         Self::LeaseFromAnswer,
+        Self::SessionsLost,
+        Self::LockLeft,
+        Self::HalfBatch,
         Self::VoteAtOnce,
     ];
 }

@@ -16,6 +16,8 @@ pub use check::{Reach, check, check_key};
 pub use ledger::{Decision, LEDGER_BYTES_MAX, Ledger};
 pub use rows::check_read_bytes;
 
+#[cfg(feature = "sim")]
+use crate::inspect::{Bug, planted};
 use crate::table::View;
 use bytes::{BufMut, Bytes, BytesMut};
 use ledger::DECISIONS_MAX;
@@ -470,6 +472,11 @@ impl Step<'_> {
 
     fn finish(&mut self, head: &Bytes) -> Answer {
         let finish: Finish = codec::decode(head).map_err(BadEntry::from)?;
+        #[cfg(feature = "sim")]
+        let finish = match () {
+            () if planted(Bug::LockLeft) && !finish.commit => return Ok(Ok(Done::Finish(FinishDone { revision: 0 }))),
+            () => Finish { commit: finish.commit && !(planted(Bug::HalfBatch) && finish.txn.number > 3), ..finish },
+        };
         if let Some(part) = self.view.ledger.locks.take(&finish.txn) {
             let prepare: Prepare<'_> = codec::decode_borrowed(&part.head).map_err(BadEntry::from)?;
             prepare.ops.iter().for_each(|op| self.view.ledger.locks.release(op.key()));

@@ -9,6 +9,7 @@ pub mod bank;
 pub mod counter;
 pub mod leadership;
 pub mod lease;
+pub mod list;
 pub mod matching;
 pub mod progress;
 pub mod register;

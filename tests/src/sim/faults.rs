@@ -84,7 +84,7 @@ impl Nemesis {
             return;
         }
         self.next_ms = universe.now_ms + universe.rng.random_range(50..1500);
-        let at = universe.rng.random_range(0..cluster.nodes.len());
+        let at = victim(universe, cluster);
         let host = cluster.nodes[at].host;
         let kind = universe.rng.random_range(0..20);
         match kind {
@@ -100,7 +100,7 @@ impl Nemesis {
             4..6 if universe.runs(host) => {
                 self.count("process frozen");
                 universe.pause(host, true);
-                let after = universe.rng.random_range(20..4000);
+                let after = universe.rng.random_range(20..3500);
                 self.at(universe, after, Later::Resume(host));
             }
             6..9 => self.partition(universe, cluster),
@@ -165,7 +165,7 @@ impl Nemesis {
 
     fn partition(&mut self, universe: &mut Universe, cluster: &SimCluster) {
         let nodes: Vec<IpAddr> = cluster.nodes.iter().map(|node| universe.hosts[node.host].ip).collect();
-        let victim = nodes[universe.rng.random_range(0..nodes.len())];
+        let victim = nodes[victim(universe, cluster)];
         let others: Vec<IpAddr> = universe.hosts.iter().map(|host| host.ip).filter(|ip| *ip != victim).collect();
         let mut ways = Vec::new();
         match universe.rng.random_range(0..6) {
@@ -232,6 +232,22 @@ impl Nemesis {
             universe.pause(host, false);
         }
     }
+}
+
+/// A node to which something happens: half of the time one that leads a shard, where it matters most.
+fn victim(universe: &mut Universe, cluster: &SimCluster) -> usize {
+    let any = universe.rng.random_range(0..cluster.nodes.len());
+    let leads = |at: &usize| {
+        let node = &cluster.nodes[*at];
+        let inspector = node.said.inspector.lock().clone();
+        inspector.is_some_and(|inspector| {
+            let look = || inspector.replicas().iter().any(|look| look.leads);
+            universe.inside(node.host, look).is_some_and(|(leads, _)| leads)
+        })
+    };
+    let leaders: Vec<usize> = (0..cluster.nodes.len()).filter(leads).collect();
+    let (draw, wanted) = (universe.rng.random_range(0..cluster.nodes.len()), universe.rng.random_bool(0.5));
+    if wanted && !leaders.is_empty() { leaders[draw % leaders.len()] } else { any }
 }
 
 fn undo(universe: &mut Universe, cluster: &mut SimCluster, later: Later) {

@@ -3,6 +3,7 @@
 //!
 //! A seed is repeated by `cargo run --release -p shkv-tests --bin simulate -- --seed SEED`.
 
+pub mod batches;
 pub mod cluster;
 pub mod disk;
 pub mod faults;

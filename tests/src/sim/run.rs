@@ -1,5 +1,6 @@
 //! One seed from its beginning to its end: a cluster is made, works under faults, must heal in a calm, and is judged.
 
+use super::batches::Ledger;
 use super::cluster::{NodeHost, SimCluster};
 use super::faults::{Faults, Nemesis};
 use super::operator::Operator;
@@ -20,11 +21,13 @@ const FOUNDERS: u8 = 3;
 /// How long a cluster may take to be made, in milliseconds.
 const BOOT_MS_MAX: u64 = 30_000;
 /// How long it may take to heal and make progress once nothing goes wrong any more.
-const HEAL_MS_MAX: u64 = 60_000;
+const HEAL_MS_MAX: u64 = 40_000;
 /// Operations that must be acknowledged in the calm.
 const CALM_OPERATIONS: u64 = 30;
+/// Batches that must be.
+const CALM_BATCHES: u64 = 6;
 /// How long the clients may take to end, and the last look to be taken.
-const END_MS_MAX: u64 = 40_000;
+const END_MS_MAX: u64 = 20_000;
 
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +73,7 @@ struct Run {
     nemesis: Nemesis,
     watch: Watch,
     story: Arc<Story>,
+    ledger: Arc<Ledger>,
     violations: Vec<String>,
 }
 
@@ -85,6 +89,7 @@ impl Run {
             nemesis: Nemesis::default(),
             watch: Watch::default(),
             story: Arc::default(),
+            ledger: Arc::default(),
             violations: vec![],
         }
     }
@@ -98,7 +103,8 @@ impl Run {
         }
         for host in self.cluster.clients.clone() {
             let (story, homes) = (self.story.clone(), self.cluster.homes(&self.universe));
-            self.universe.start(host, story.work(homes, 3));
+            self.universe.start(host, story.work(homes.clone(), 3));
+            self.universe.run_on(host, self.ledger.clone().work(homes));
         }
         if !self.pass(BOOT_MS_MAX, |run| run.story.counts().done >= 10) {
             return self.violations.push(format!("no cluster after {BOOT_MS_MAX} ms: {}", self.state()));
@@ -119,14 +125,15 @@ impl Run {
         }
         self.nemesis.calm(&mut self.universe, &mut self.cluster);
         self.story.calm();
-        let wanted = self.story.counts().done + CALM_OPERATIONS;
-        if !self.pass(HEAL_MS_MAX, |run| run.story.counts().done >= wanted) {
+        let wanted = (self.story.counts().done + CALM_OPERATIONS, self.ledger.done() + CALM_BATCHES);
+        if !self.pass(HEAL_MS_MAX, |run| run.story.counts().done >= wanted.0 && run.ledger.done() >= wanted.1) {
             return self
                 .violations
                 .push(format!("no progress {HEAL_MS_MAX} ms after the last fault: {}", self.state()));
         }
         self.story.stop();
-        if !self.pass(END_MS_MAX, |run| run.story.at_work() == 0) {
+        self.ledger.stop();
+        if !self.pass(END_MS_MAX, |run| run.story.at_work() + run.ledger.at_work() == 0) {
             return self.violations.push("the clients do not end".into());
         }
         if !self.pass(HEAL_MS_MAX, Self::is_level) {
@@ -202,7 +209,7 @@ impl Run {
             let level: Vec<_> = all
                 .into_iter()
                 .filter(|(_, look)| look.applied == newest)
-                .map(|(who, look)| (who, look.rows))
+                .map(|(who, look)| (who, told(look)))
                 .collect();
             if let Verdict::Wrong(why) = replicas::judge(&level) {
                 self.violations.push(format!("shard {shard}: {why}"));
@@ -229,6 +236,7 @@ impl Run {
         }
         if let Some(found) = found.lock().take() {
             self.violations.extend(self.story.judge(&found));
+            self.violations.extend(self.ledger.judge(&found));
         }
     }
 
@@ -253,8 +261,18 @@ impl Run {
             lines: self.universe.trace.lines(),
             simulated_ms: self.universe.now_ms,
             faults: std::mem::take(&mut self.nemesis.done),
-            counts: self.story.counts(),
+            counts: Counts { batches: self.ledger.done(), ..self.story.counts() },
             violations,
         }
     }
+}
+
+/// Rows as a reader wants to see them.
+fn told(look: RowsLook) -> Vec<String> {
+    let row = |(key, version, value): (Vec<u8>, u64, Vec<u8>)| {
+        let check = xxhash_rust::xxh3::xxh3_64(&value);
+        let start = &value[..value.len().min(20)];
+        format!("{} = {}… ({} bytes, {check:016x}) at {version}", key.escape_ascii(), start.escape_ascii(), value.len())
+    };
+    std::iter::once(format!("revision {}", look.revision)).chain(look.rows.into_iter().map(row)).collect()
 }

@@ -21,7 +21,7 @@ const GENERATION_WRITES: u64 = 60;
 /// How long a call may take.
 const CALL_TIME_MAX: Duration = Duration::from_secs(3);
 /// Longest pause of a worker between two calls.
-const PAUSE_MS_MAX: u64 = 40;
+const PAUSE_MS_MAX: u64 = 30;
 
 /// What the clients were told.
 #[derive(Default)]
@@ -54,6 +54,8 @@ pub struct Counts {
     pub refused: u64,
     /// Scans.
     pub scans: u64,
+    /// Batches that were acknowledged.
+    pub batches: u64,
     /// Wishes of the operator that were taken.
     pub wishes: u64,
 }
