@@ -270,7 +270,7 @@ impl Connection {
             }
         };
         let write = matches!(header.kind, Kind::Put | Kind::Delete | Kind::Batch);
-        let request = Request { frame, way, consistency, write, own: false, deadline, lane: self.lane };
+        let request = Request { frame, way, consistency, write, own: false, begun: now, deadline, lane: self.lane };
         let connection = self.clone();
         forward::start(&self.cluster, routes, request, move |result| connection.finish(header, result));
         Ok(None)
@@ -337,25 +337,23 @@ fn map_done(routes: &Routes) -> MapDone {
     MapDone { map, leaders }
 }
 
-/// The one shard that all keys of a batch belong to, unless the header names it.
+/// The lowest of the shards that the keys of a batch belong to, whose leader sees to the others, unless the header names
+/// it.
 fn shard_of_batch(routes: &Routes, frame: &Frame) -> Result<ShardId, Failure> {
     if frame.header.shard != ShardId::UNROUTED {
         return Ok(frame.header.shard);
     }
     let batch: Batch<'_> = codec::decode_borrowed(&frame.head).map_err(malformed)?;
-    one_shard(routes, batch.keyspace, &batch.ops)
+    lowest_shard(routes, batch.keyspace, &batch.ops)
 }
 
-fn one_shard(routes: &Routes, keyspace: KeyspaceId, ops: &[BatchOp<'_>]) -> Result<ShardId, Failure> {
-    let limits = |text: &str| Failure::refusal(RefusalCode::BatchLimits, text);
-    let mut one = None;
+fn lowest_shard(routes: &Routes, keyspace: KeyspaceId, ops: &[BatchOp<'_>]) -> Result<ShardId, Failure> {
+    let mut lowest = None;
     for op in ops {
         let shard = routes.shard_of(keyspace, op.key()).ok_or_else(|| unknown_keyspace(keyspace))?.id;
-        if *one.get_or_insert(shard) != shard {
-            return Err(limits("a batch must stay within one shard; send one batch for each shard"));
-        }
+        lowest = Some(lowest.map_or(shard, |lowest: ShardId| lowest.min(shard)));
     }
-    one.ok_or_else(|| limits("a batch needs at least one operation"))
+    lowest.ok_or_else(|| Failure::refusal(RefusalCode::BatchLimits, "a batch needs at least one operation"))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that map_err asks for")]

@@ -9,7 +9,7 @@
 
 use crate::ask;
 use crate::cell::Cell;
-use crate::machine::{self, Decide, Done, LetGo, WriteKind};
+use crate::machine::{self, Conclude, Decide, Done, LetGo, WriteKind};
 use crate::plan::{self, Part};
 use crate::reply::Reply;
 use crate::session::deadline_of;
@@ -142,7 +142,21 @@ async fn coordinate(
         Err(failure @ Failure::Unknown { .. }) => Err(failure),
         Err(failure) => {
             abort(shared, txn, others);
-            Err(failure)
+            conclude(shared, txn, &batch, failure).await
+        }
+    }
+}
+
+/// Lets it be remembered that a condition did not hold. The same batch may be under way a second time, or may have changed
+/// the row itself: whoever has sent it twice must hear one and the same of both.
+async fn conclude(shared: &Shared, txn: TxnId, batch: &Batch<'_>, failure: Failure) -> Outcome {
+    let (Failure::Condition { operation, version }, Some(id)) = (&failure, batch.id) else { return Err(failure) };
+    let head = codec::encode(&Conclude { id, operation: *operation, version: *version });
+    let head = head.map_err(|error| Failure::malformed(&error))?.into();
+    match ask::write(shared, txn.shard, WriteKind::Conclude, head, Bytes::new(), None).await? {
+        Done::Batch(done, values, _) => Ok((done, values)),
+        Done::Write(_) | Done::Prepare(..) | Done::Finish(_) | Done::LetGo => {
+            Err(Failure::unknown("an answer to another question"))
         }
     }
 }

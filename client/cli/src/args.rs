@@ -87,7 +87,10 @@ pub enum Command {
     /// Read one row
     Get(Key),
     /// Remove one row
-    Del(Key),
+    Del(Del),
+    /// Check, read and write several rows in one step, as standard input says in JSON
+    #[command(after_help = crate::txn::HELP)]
+    Txn,
     /// Read rows in order
     Range(Range),
     /// Count rows
@@ -526,6 +529,34 @@ pub struct Put {
     pub key: OsString,
     /// Value; `-` reads it from standard input
     pub value: OsString,
+    #[command(flatten)]
+    pub condition: Condition,
+}
+
+#[derive(Debug, Args)]
+pub struct Del {
+    /// Key; behind `--` if it begins with a dash
+    pub key: OsString,
+    #[command(flatten)]
+    pub condition: Condition,
+}
+
+/// What must hold of a row before it is written.
+#[derive(Debug, Clone, Default, Args)]
+#[group(multiple = false)]
+pub struct Condition {
+    /// Only if there is no such row
+    #[arg(long)]
+    pub if_absent: bool,
+    /// Only if there is such a row
+    #[arg(long)]
+    pub if_present: bool,
+    /// Only if the row has this version
+    #[arg(long, value_name = "VERSION")]
+    pub if_version: Option<u64>,
+    /// Only if the row has this value
+    #[arg(long, value_name = "VALUE")]
+    pub if_value: Option<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -687,6 +718,9 @@ mod tests {
             "shkv",
             "shkv get",
             "shkv put k",
+            "shkv put k v --if-absent --if-present",
+            "shkv del k --if-version 1 --if-value v",
+            "shkv put k v --if-version new",
             "shkv get k --timeout 0s",
             "shkv get k --timeout soon",
             "shkv up --nodes 0",

@@ -67,7 +67,7 @@ pub fn check(
             }
         }
         // Made by this node itself.
-        WriteKind::Decide | WriteKind::LetGo => Ok(Reach::Here),
+        WriteKind::Decide | WriteKind::LetGo | WriteKind::Conclude => Ok(Reach::Here),
     }
 }
 

@@ -54,11 +54,13 @@ pub enum WriteKind {
     Decide,
     /// Forgets a decision that everybody knows: [`LetGo`].
     LetGo,
+    /// Remembers that a batch over several shards is not done, because a condition does not hold: [`Conclude`].
+    Conclude,
 }
 
 impl WriteKind {
-    const ALL: [Self; 7] =
-        [Self::Put, Self::Delete, Self::Batch, Self::Prepare, Self::Finish, Self::Decide, Self::LetGo];
+    const ALL: [Self; 8] =
+        [Self::Put, Self::Delete, Self::Batch, Self::Prepare, Self::Finish, Self::Decide, Self::LetGo, Self::Conclude];
 
     /// The kind of a frame, if it writes.
     #[must_use]
@@ -83,6 +85,7 @@ impl WriteKind {
             Self::Finish => Kind::Finish as u8,
             Self::Decide => 128,
             Self::LetGo => 129,
+            Self::Conclude => 130,
         }
     }
 
@@ -122,6 +125,18 @@ pub struct LetGo {
     pub txn: TxnId,
     /// The other shards with their revisions after it.
     pub revisions: Vec<(ShardId, u64)>,
+}
+
+/// Head of a [`WriteKind::Conclude`]. A batch that was sent twice may be under way twice: what stands first in the log of
+/// its first shard, a decision or this, is what became of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Conclude {
+    /// By which the batch is known.
+    pub id: WriteId,
+    /// The operation whose condition does not hold.
+    pub operation: u32,
+    /// The version that its row has.
+    pub version: Option<u64>,
 }
 
 /// Gathers writes into one entry.
@@ -284,6 +299,7 @@ pub fn apply(data: &Bytes, place: Place, view: &mut View, mut answers: Option<&m
             WriteKind::Finish => step.finish(&head),
             WriteKind::Decide => step.decide(&head, tail),
             WriteKind::LetGo => step.let_go(&head),
+            WriteKind::Conclude => step.conclude(&head),
         }?;
         if let Some(answers) = answers.as_deref_mut() {
             answers.push(answer);
@@ -503,6 +519,14 @@ impl Step<'_> {
         let id = id.map(|id| (id.client, id.sequence));
         self.view.ledger.decisions.insert(txn, Decision { others, id });
         Ok(Ok(Done::Batch(done, values, true)))
+    }
+
+    fn conclude(&mut self, head: &Bytes) -> Answer {
+        let Conclude { id, operation, version } = codec::decode(head).map_err(BadEntry::of)?;
+        if let Some(known) = self.known(Some(&id), true) {
+            return Ok(known);
+        }
+        Ok(Err(self.note_refused(Some(&id), Failure::Condition { operation, version })))
     }
 
     fn let_go(&mut self, head: &Bytes) -> Answer {

@@ -66,6 +66,26 @@ fn get(view: &View, key: &[u8]) -> Option<(u64, Vec<u8>)> {
     view.get(key).expect("memory cannot fail").map(|(version, value)| (version, value.to_vec()))
 }
 
+#[test]
+fn of_two_attempts_at_one_batch_the_first_that_is_concluded_counts_for_both() {
+    let mut view = view();
+    let mine = id(7, 1, 0, 0);
+    let decide = |number| {
+        let (ops, txn) = (vec![put(b"a", b"1")], TxnId { shard: SHARD, term: 1, number });
+        encoded(&Decide { txn, ops, id: Some(mine), others: vec![ShardId(2)], removed: 0, reads: vec![] })
+    };
+    let conclude = encoded(&Conclude { id: mine, operation: 1, version: Some(5) });
+    let refused = Err(NotDone::Failure(Failure::Condition { operation: 1, version: Some(5) }));
+    assert_eq!(one(&mut view, WriteKind::Conclude, conclude.clone(), b""), refused);
+    assert_eq!(one(&mut view, WriteKind::Decide, decide(1), b"1"), refused, "it was told as not done");
+    assert_eq!(get(&view, b"a"), None);
+
+    let mut view = self::view();
+    assert!(matches!(one(&mut view, WriteKind::Decide, decide(1), b"1"), Ok(Done::Batch(_, _, true))));
+    let known = one(&mut view, WriteKind::Conclude, conclude, b"");
+    assert!(matches!(known, Ok(Done::Batch(_, _, false))), "its own writes are why the condition does not hold");
+}
+
 fn revision(answer: Result<Done, NotDone>) -> u64 {
     match answer {
         Ok(Done::Write(done)) => done.revision,
