@@ -9,11 +9,14 @@ mod batch;
 mod catalog;
 mod causal;
 mod database;
+pub(crate) mod doors;
 mod health;
 mod listen;
+mod look;
 mod manners;
 pub(crate) mod members;
 mod nodes;
+mod openapi;
 mod own;
 mod pool;
 mod servers;
@@ -81,6 +84,8 @@ pub(crate) struct Front {
     pub(crate) dialects: Dialects,
     /// The nodes as the load balancer numbers them.
     pub(crate) pool: Arc<pool::Pool>,
+    /// The nodes' own listeners.
+    pub(crate) doors: Arc<doors::Doors>,
     /// Memory for bodies, in KiB.
     pub(crate) bodies: Arc<Semaphore>,
 }
@@ -93,6 +98,7 @@ impl Front {
             this: None,
             dialects,
             pool: Arc::default(),
+            doors: Arc::default(),
             bodies: Arc::new(Semaphore::new(BODIES_KIB_MAX)),
         }
     }
@@ -109,6 +115,8 @@ fn router(front: Front, room: Arc<Semaphore>) -> Router {
         .merge(health::routes())
         .merge(own::routes())
         .merge(txn::routes())
+        .merge(look::routes())
+        .merge(openapi::routes())
         .merge(nodes::routes())
         .merge(batch::routes())
         .merge(database::routes())

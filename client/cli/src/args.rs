@@ -142,6 +142,11 @@ pub struct Up {
     /// Where the balancer listens for HTTP
     #[arg(long, default_value = "127.0.0.1:8080")]
     pub http: String,
+    /// Where the first node's own HTTP listener is; the others have the next ports, or any with port 0. None unless named
+    #[arg(long, value_parser = address)]
+    pub node_http: Option<String>,
+    #[command(flatten)]
+    pub dialects: Dialects,
     /// How nodes are run
     #[arg(long, default_value = "embedded")]
     pub spawn: Spawn,
@@ -149,6 +154,53 @@ pub struct Up {
     pub healing: Healing,
     #[command(flatten)]
     pub tuning: Tuning,
+}
+
+/// How HTTP listeners answer where the clients of a dialect differ.
+#[derive(Debug, Clone, Args)]
+pub struct Dialects {
+    /// Edition of the causal key-value store's REST: 2019 joins lists by commas, 2020 answers JSON arrays
+    #[arg(long, default_value = "2019")]
+    pub kvs_dialect: KvsDialect,
+    /// Form of the batch proxy's answer to /set
+    #[arg(long, default_value = "object")]
+    pub set_shape: SetShape,
+}
+
+/// Editions of the causal key-value store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvsDialect {
+    /// Strings joined by commas
+    #[value(name = "2019")]
+    Of2019,
+    /// JSON arrays
+    #[value(name = "2020")]
+    Of2020,
+}
+
+/// Forms of the batch proxy's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SetShape {
+    /// One object
+    Object,
+    /// An array of one object
+    Array,
+}
+
+impl Dialects {
+    /// As the balancer takes them.
+    pub fn chosen(&self) -> shkv_balancer::Dialects {
+        shkv_balancer::Dialects {
+            kvs: match self.kvs_dialect {
+                KvsDialect::Of2019 => shkv_balancer::KvsDialect::Of2019,
+                KvsDialect::Of2020 => shkv_balancer::KvsDialect::Of2020,
+            },
+            set: match self.set_shape {
+                SetShape::Object => shkv_balancer::SetShape::Object,
+                SetShape::Array => shkv_balancer::SetShape::Array,
+            },
+        }
+    }
 }
 
 /// The first layout of a cluster, when it is made.
@@ -253,6 +305,11 @@ pub struct Node {
     /// Addresses of balancers at which the node registers, separated by commas
     #[arg(long, value_delimiter = ',', value_parser = address)]
     pub join: Vec<String>,
+    /// Where it listens for HTTP, as this node; not at all unless named
+    #[arg(long)]
+    pub http: Option<String>,
+    #[command(flatten)]
+    pub dialects: Dialects,
     /// Stop when standard input is closed
     #[arg(long)]
     pub exit_with_parent: bool,
@@ -308,6 +365,8 @@ pub struct Balancer {
     /// Where it listens for HTTP; not at all unless named
     #[arg(long)]
     pub http: Option<String>,
+    #[command(flatten)]
+    pub dialects: Dialects,
     /// How it gets nodes
     #[arg(long, default_value = "none")]
     pub spawn: Provision,
@@ -394,9 +453,11 @@ pub struct Serve {
     /// Where the node listens [default: 127.0.0.1:7401]
     #[arg(long)]
     pub node_listen: Option<String>,
-    /// Where it listens for HTTP [default: 127.0.0.1:8080]
+    /// Where it listens for HTTP, as this node [default: 127.0.0.1:8080]
     #[arg(long)]
     pub http: Option<String>,
+    #[command(flatten)]
+    pub dialects: Dialects,
     #[command(flatten)]
     pub healing: Healing,
     #[command(flatten)]
