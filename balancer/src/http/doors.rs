@@ -2,8 +2,6 @@
 //!
 //! Where each is, is told by `/v1/nodes`.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: waits for news and starts tasks")]
-
 use crate::http::Front;
 use crate::http::listen::serve;
 use crate::http::pool::stays;
