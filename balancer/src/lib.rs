@@ -25,6 +25,7 @@ mod system;
 
 use crate::cluster::{Cluster, Setup};
 use crate::health::DOWN_AFTER;
+pub use crate::http::members::CausalMember;
 pub use crate::http::{Dialects, KvsDialect, SetShape};
 use crate::provision::{NoProvisioner, Provisioner};
 use rand::RngExt;
@@ -80,6 +81,8 @@ pub struct BalancerConfig {
     pub follows: bool,
     /// How the dialects of its HTTP listeners answer.
     pub dialects: Dialects,
+    /// As whom the node of this process is a member of the causal store, if it is one.
+    pub causal: Option<CausalMember>,
 }
 
 impl BalancerConfig {
@@ -100,6 +103,7 @@ impl BalancerConfig {
             node_http: None,
             follows: false,
             dialects: Dialects::default(),
+            causal: None,
         }
     }
 }
@@ -286,6 +290,9 @@ impl Balancer {
             if let Some(node) = &config.http_node {
                 front = front.at(node);
                 front.doors.note(node, addr);
+            }
+            if let Some(member) = config.causal {
+                tasks.spawn(http::members::announce(cluster.clone(), front.store.clone(), member));
             }
             tasks.spawn(http::serve(front, listener, cluster.stop.clone(), kill.clone()));
         }

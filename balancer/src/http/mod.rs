@@ -6,6 +6,7 @@
 mod answer;
 mod asked;
 mod batch;
+mod catalog;
 mod causal;
 mod database;
 pub(crate) mod doors;
@@ -13,12 +14,15 @@ mod health;
 mod listen;
 mod look;
 mod manners;
+pub(crate) mod members;
 mod nodes;
 mod openapi;
 mod own;
 mod pool;
+mod servers;
 mod store;
 mod stream;
+mod tables;
 mod txn;
 
 use crate::cluster::Cluster;
