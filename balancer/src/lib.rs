@@ -285,14 +285,14 @@ impl Balancer {
         let kill = CancellationToken::new();
         tasks.spawn(proxy::listen(cluster.clone(), listener, kill.clone()));
         let front = http::Front::new(cluster.clone(), config.dialects);
+        if let Some(member) = config.causal {
+            tasks.spawn(http::members::announce(cluster.clone(), front.store.clone(), member));
+        }
         if let Some((listener, addr)) = http {
             let mut front = front.clone();
             if let Some(node) = &config.http_node {
                 front = front.at(node);
                 front.doors.note(node, addr);
-            }
-            if let Some(member) = config.causal {
-                tasks.spawn(http::members::announce(cluster.clone(), front.store.clone(), member));
             }
             tasks.spawn(http::serve(front, listener, cluster.stop.clone(), kill.clone()));
         }

@@ -263,9 +263,9 @@ pub async fn serve(global: &Global, args: args::Serve) -> Result<Ending, Trouble
     let advertise = advertise.and_then(|(host, _)| Some(format!("{host}:{}", as_member.listen.rsplit_once(':')?.1)));
     let config = BalancerConfig {
         http: Some(as_member.http.clone()),
+        causal: as_member.causal.clone(),
         http_node: Some(as_member.name.clone()),
         dialects: args.dialects.chosen(),
-        causal: as_member.causal.clone(),
         nodes: std::iter::once(node.addr().to_string()).chain(args.join.iter().cloned()).collect(),
         advertise,
         bootstrap: as_member.bootstraps.then(|| bootstrap(&args.layout)),
