@@ -522,7 +522,7 @@ impl Step<'_> {
     }
 
     fn conclude(&mut self, head: &Bytes) -> Answer {
-        let Conclude { id, operation, version } = codec::decode(head).map_err(BadEntry::of)?;
+        let Conclude { id, operation, version } = codec::decode(head).map_err(BadEntry::from)?;
         if let Some(known) = self.known(Some(&id), true) {
             return Ok(known);
         }
