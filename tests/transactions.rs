@@ -343,14 +343,21 @@ async fn a_process_that_ends_at_any_step_of_a_transaction_leaves_no_half_and_no_
     for step in Step::ALL {
         world.kill_nodes();
         (0..3).for_each(|at| world.start_node(at, Some(*step)));
-        let keys = keys_of_several_shards(&client, step.name());
-        let batch = keys.iter().fold(client.batch().deadline(2 * PATIENCE), |batch, key| batch.put(key, "whole"));
-        let writing = tokio::spawn(async move { batch.await });
         let until = Instant::now() + PATIENCE;
-        while !world.nodes.iter_mut().flatten().any(Server::has_ended) {
+        let mut round = 0;
+        let (keys, writing) = loop {
+            round += 1;
+            let keys = keys_of_several_shards(&client, &format!("{}/{round}", step.name()));
+            let batch = keys.iter().fold(client.batch().deadline(2 * PATIENCE), |batch, key| batch.put(key, "whole"));
+            let writing = tokio::spawn(async move { batch.await });
+            while !writing.is_finished() && !world.nodes.iter_mut().flatten().any(Server::has_ended) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            if world.nodes.iter_mut().flatten().any(Server::has_ended) {
+                break (keys, writing);
+            }
             assert!(Instant::now() < until, "{}: no process came to it", step.name());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        };
         world.kill_nodes();
         (0..3).for_each(|at| world.start_node(at, None));
         let until = Instant::now() + PATIENCE;

@@ -13,6 +13,7 @@ pub mod pace;
 pub mod peer;
 pub mod redis;
 pub mod store;
+pub mod txn;
 pub mod workload;
 
 /// How often the writing of one key is tried before a load is given up.

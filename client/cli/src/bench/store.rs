@@ -60,7 +60,11 @@ pub async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome> {
 }
 
 impl Target {
-    async fn connect(&self) -> anyhow::Result<Keyspace> {
+    /// A client of its own.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn connect(&self) -> anyhow::Result<Keyspace> {
         let config = ClientConfig { through_balancer: self.through_balancer, ..ClientConfig::default() };
         let client = Client::connect_with(self.addrs.iter().map(|addr| addr.trim()), config)
             .await

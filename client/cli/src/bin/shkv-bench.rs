@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use bench::measure::Outcome;
 use bench::peer::{self, Peer};
 use bench::workload::{Mix, Spread, Workload};
-use bench::{failover, store};
+use bench::{failover, store, txn};
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -109,6 +109,8 @@ enum Mode {
     /// Kills the leader of one shard after the other, and takes the time until the next acknowledged write: the nodes must
     /// be processes of this machine that are started again, as those of `shkv up --spawn process` are
     Failover,
+    /// Puts, and transactions of two puts in two shards, in turn; tells how much longer the latter take
+    Txn,
 }
 
 /// How fresh a read must be.
@@ -179,7 +181,7 @@ impl Args {
         let none = Mix::default();
         let ycsb = |letter| Workload::ycsb(letter, self.keys).unwrap_or_else(|| plain(none));
         let workload = match self.mode {
-            Mode::Put | Mode::Failover => plain(Mix { put: 1.0, ..none }),
+            Mode::Put | Mode::Failover | Mode::Txn => plain(Mix { put: 1.0, ..none }),
             Mode::Get => plain(Mix { get: 1.0, ..none }),
             Mode::Mixed => plain(Mix { get: self.read_ratio, put: 1.0 - self.read_ratio, ..none }),
             Mode::Scan => plain(Mix { scan: 1.0, ..none }),
@@ -236,6 +238,14 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         consistency: args.consistency.into(),
         through_balancer: args.through_balancer,
     };
+    if args.mode == Mode::Txn {
+        let outcome = txn::run(&target, &plan).await?;
+        match args.output {
+            Output::Json => println!("{}", outcome.json()),
+            Output::Text => println!("{}", outcome.text()),
+        }
+        return Ok(());
+    }
     let shkv = store::run(&target, &plan).await?;
     let mut peers = Vec::with_capacity(args.peer.len());
     for peer in &args.peer {
