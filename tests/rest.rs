@@ -214,7 +214,20 @@ async fn the_cluster_describes_itself_and_its_routes() {
     assert!(http.get("/metrics").await.text().ends_with("# EOF\n"));
     let api = http.get("/openapi.json").await.expect(200);
     assert_eq!(api["openapi"], "3.1.0");
-    for path in ["/v1/kv/{keyspace}/{key}", "/v1/txn", "/rep", "/add", "/rm", "/home", "/set", "/fetch", "/query"] {
+    for path in [
+        "/v1/kv/{keyspace}/{key}",
+        "/v1/txn",
+        "/rep",
+        "/add",
+        "/rm",
+        "/home",
+        "/set",
+        "/fetch",
+        "/query",
+        "/init",
+        "/write",
+        "/key-value-store/{key}",
+    ] {
         assert!(api["paths"].get(path).is_some(), "{path} is not described");
     }
     let page = http.get("/docs").await;
