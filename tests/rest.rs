@@ -1,7 +1,11 @@
 //! Our own REST, the load balancer's and the batch proxy's, over real HTTP against a real cluster: every route, what it
 //! answers, and what it refuses.
 
-#![expect(clippy::disallowed_methods, reason = "tests start tasks and wait")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests start tasks, wait, and fail where they cannot go on"
+)]
 
 use serde_json::{Value, json};
 use shkv_tests::http::{Answer, Http};
