@@ -25,6 +25,7 @@ mod system;
 
 use crate::cluster::{Cluster, Setup};
 use crate::health::DOWN_AFTER;
+pub use crate::http::members::CausalMember;
 pub use crate::http::{Dialects, KvsDialect, SetShape};
 use crate::provision::{NoProvisioner, Provisioner};
 use rand::RngExt;
@@ -80,6 +81,8 @@ pub struct BalancerConfig {
     pub follows: bool,
     /// How the dialects of its HTTP listeners answer.
     pub dialects: Dialects,
+    /// As whom the node of this process is a member of the causal store, if it is one.
+    pub causal: Option<CausalMember>,
 }
 
 impl BalancerConfig {
@@ -100,6 +103,7 @@ impl BalancerConfig {
             node_http: None,
             follows: false,
             dialects: Dialects::default(),
+            causal: None,
         }
     }
 }
@@ -281,6 +285,9 @@ impl Balancer {
         let kill = CancellationToken::new();
         tasks.spawn(proxy::listen(cluster.clone(), listener, kill.clone()));
         let front = http::Front::new(cluster.clone(), config.dialects);
+        if let Some(member) = config.causal {
+            tasks.spawn(http::members::announce(cluster.clone(), front.store.clone(), member));
+        }
         if let Some((listener, addr)) = http {
             let mut front = front.clone();
             if let Some(node) = &config.http_node {

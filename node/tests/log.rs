@@ -336,6 +336,33 @@ fn a_full_disk_takes_nothing_and_goes_on_when_there_is_room() {
     assert_eq!(open(&disk).unwrap().1[&1].terms.len() as u64, index + 1);
 }
 
+/// Two torn writes at the same place, one life after the other: the end of the first must not complete the second, or the
+/// log would hold entries of which no leader has ever had the one behind the other.
+#[test]
+fn a_torn_write_is_not_completed_by_what_an_earlier_one_has_left() {
+    let disk = TestDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    log.append(&[write(1, 1, vec![entry(1, 1, 10)])]).unwrap();
+    let torn = |disk: &TestDisk, entries: Vec<LogEntry>, survives: fn(usize) -> bool| {
+        let (log, _) = open(disk).unwrap();
+        disk.0.lock().unwrap().fail_sync = true;
+        assert!(log.append(&[write(1, entries[0].term, entries)]).is_err());
+        let mut sector = 0;
+        disk.after_crash(|| {
+            sector += 1;
+            survives(sector)
+        })
+    };
+    // Each entry has sectors of its own, but for the first few bytes of the second.
+    let first = torn(&disk, vec![entry(2, 2, 2_000), entry(3, 2, 2_000), entry(4, 2, 10)], |sector| sector > 5);
+    assert_eq!(open(&first).unwrap().1[&1].terms, [1]);
+    let second = torn(&first, vec![entry(2, 3, 2_000), entry(3, 3, 2_000), entry(4, 3, 10)], |sector| sector <= 7);
+    assert_eq!(open(&second).unwrap().1[&1].terms, [1]);
+    let (log, _) = open(&second).unwrap();
+    log.append(&[write(1, 4, vec![entry(2, 4, 10)])]).unwrap();
+    assert_eq!(open(&second).unwrap().1[&1].terms, [1, 4]);
+}
+
 #[test]
 fn a_failed_sync_is_final() {
     let disk = TestDisk::default();

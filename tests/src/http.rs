@@ -39,7 +39,6 @@ impl Answer {
     }
 
     /// The body as JSON, after a look at the status.
-    #[must_use]
     pub fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text());
         if self.body.is_empty() { Value::Null } else { self.json() }

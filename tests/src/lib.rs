@@ -253,11 +253,6 @@ impl Server {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Whether it has ended.
-    pub fn has_ended(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(Some(_)))
-    }
-
     /// Waits until it ends by itself.
     pub fn ended(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;

@@ -4,6 +4,7 @@
 
 use crate::http::answer::{Envelope, json_answer, json_bytes};
 use crate::http::asked::Read;
+use crate::http::openapi::Route;
 use crate::http::store::{Ask, Page, Store};
 use crate::http::stream::{self, Pieces};
 use crate::http::{Front, SetShape};
@@ -44,6 +45,24 @@ pub(crate) fn routes() -> Router<Front> {
         .route("/query", post(query).options(preflight))
         .layer(from_fn(open_to_all))
 }
+
+/// A route as it is described.
+const fn described(method: &'static str, path: &'static str, does: &'static str, body: &'static str) -> Route {
+    Route { method, path, system: "batch proxy", does, body, takes: &[], answers: &[200, 206, 400, 404, 413, 503, 507] }
+}
+
+/// The routes as they are described.
+pub(crate) const ROUTES: &[Route] = &[
+    described(
+        "put",
+        "/set",
+        "Inserts or updates pairs",
+        r#"[{"key":{"encoding":"string","data":"k"},"value":{"encoding":"binary","data":"01"}}]"#,
+    ),
+    described("post", "/fetch", "The pairs of these keys", r#"[{"encoding":"string","data":"k"}]"#),
+    described("get", "/fetch", "All pairs", ""),
+    described("post", "/query", "Which of these keys there are", r#"[{"encoding":"string","data":"k"}]"#),
+];
 
 async fn open_to_all(request: Request, next: Next) -> Response {
     let mut answer = next.run(request).await;

@@ -24,7 +24,7 @@ const REQUEST_ID: &str = "x-request-id";
 /// Longest id that is taken from a caller.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 /// Answers from this size on are compressed for those who accept it. A streamed answer, whose size is not known, is too.
-const GZIP_BYTES_MIN: u16 = 16 << 10;
+const GZIP_BYTES_MIN: u16 = 4 << 10;
 /// Of so many places for connections one is kept free: beyond, a connection ends with its answer.
 const SPARE_PART: usize = 8;
 

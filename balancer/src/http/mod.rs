@@ -14,7 +14,9 @@ mod health;
 mod listen;
 mod look;
 mod manners;
+pub(crate) mod members;
 mod nodes;
+mod openapi;
 mod own;
 mod pool;
 mod servers;
@@ -114,6 +116,7 @@ fn router(front: Front, room: Arc<Semaphore>) -> Router {
         .merge(own::routes())
         .merge(txn::routes())
         .merge(look::routes())
+        .merge(openapi::routes())
         .merge(nodes::routes())
         .merge(batch::routes())
         .merge(database::routes())

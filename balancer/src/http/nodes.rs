@@ -5,6 +5,7 @@
 use crate::http::Front;
 use crate::http::answer::{Envelope, empty_answer, json_answer, status_of};
 use crate::http::asked::{Query, Raw};
+use crate::http::openapi::Route;
 use crate::http::pool::Member;
 use axum::Router;
 use axum::extract::State;
@@ -36,6 +37,44 @@ const NODES_MAX: u64 = 100;
 pub(crate) fn routes() -> Router<Front> {
     Router::new().route("/rep", get(replicas)).route("/home", get(home)).route("/heartbeat", get(heartbeat))
 }
+
+/// A route as it is described.
+const fn described(method: &'static str, path: &'static str, does: &'static str, answers: &'static [u16]) -> Route {
+    Route { method, path, system: "load balancer", does, body: "", takes: &[], answers }
+}
+
+/// The routes as they are described; `/add` and `/rm` have the database's forms, too.
+pub(crate) const ROUTES: &[Route] = &[
+    described("get", "/rep", "The nodes of the pool", &[200]),
+    described("get", "/home", "A greeting of the node that the request is routed to", &[200, 503]),
+    described("get", "/heartbeat", "Whether the node answers that the request is routed to", &[200, 503]),
+    Route {
+        body: r#"{"n":2,"hostnames":["S4","S5"]}"#,
+        ..described(
+            "post",
+            "/add",
+            "Adds nodes to the pool, or with servers to the database",
+            &[200, 400, 413, 501, 503],
+        )
+    },
+    Route {
+        takes: &["N", "n", "replicas", "hostnames"],
+        ..described("get", "/add", "Adds nodes to the pool", &[200, 400, 413, 501, 503])
+    },
+    Route {
+        body: r#"{"n":1,"hostnames":["S4"]}"#,
+        ..described(
+            "delete",
+            "/rm",
+            "Removes nodes from the pool, or with servers from the database",
+            &[200, 400, 413, 503],
+        )
+    },
+    Route {
+        body: r#"{"n":1,"hostnames":["S4"]}"#,
+        ..described("post", "/rm", "The same as DELETE", &[200, 400, 413, 503])
+    },
+];
 
 async fn replicas(State(front): State<Front>) -> Response {
     listing(&front)

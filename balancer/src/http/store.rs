@@ -433,7 +433,8 @@ impl Store {
         deadline: Instant,
     ) -> Result<Frame, Failure> {
         let (kind, lane) = (frame.header.kind, self.lane());
-        let request = Request { frame, way, consistency, write, own: false, deadline, lane };
+        let begun = Instant::now();
+        let request = Request { frame, way, consistency, write, own: false, begun, deadline, lane };
         let result = forward::carry(&self.cluster, request).await;
         self.cluster.metrics.count(kind, result.as_ref().err());
         result

@@ -126,6 +126,9 @@ impl Command {
     }
 }
 
+/// The name of a node that is given none.
+pub const NAME_DEFAULT: &str = "Server0";
+
 #[derive(Debug, Args)]
 pub struct Up {
     /// Number of nodes [default: 3, later those that are in the data directory]
@@ -321,7 +324,7 @@ pub struct Node {
 #[derive(Debug, Clone, Args)]
 pub struct Member {
     /// A label such as Server0; it stays with the data directory
-    #[arg(long, default_value = "Server0")]
+    #[arg(long, default_value = NAME_DEFAULT)]
     pub name: String,
     /// Data directory; it is made when missing
     #[arg(long)]
@@ -418,27 +421,44 @@ pub struct Docker {
     pub docker_publish: Option<String>,
 }
 
+/// As whom `serve` is a member of the causal key-value store. Without `--listen`, `--node-listen`, `--http` and `--join` they
+/// follow from these: all at the host of the member's own address, each with its usual port.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Causal {
+    /// The address by which the others know this member, such as 10.10.0.2:8080
+    #[arg(long, env = "SOCKET_ADDRESS", value_parser = address, requires = "view")]
+    pub socket_address: Option<String>,
+    /// The addresses of all members, separated by commas
+    #[arg(long, env = "VIEW", value_delimiter = ',', value_parser = address, requires = "socket_address")]
+    pub view: Vec<String>,
+    /// Into how many shards the keys are cut; a member without it is of no shard until it is added to one
+    #[arg(long, env = "SHARD_COUNT", value_parser = clap::value_parser!(u32).range(1..=1_000), requires = "view")]
+    pub shard_count: Option<u32>,
+}
+
 #[derive(Debug, Args)]
 pub struct Serve {
     #[command(flatten)]
     pub member: Member,
     /// Addresses of other members, separated by commas
-    #[arg(long, required_unless_present = "bootstrap", value_delimiter = ',', value_parser = address)]
+    #[arg(long, required_unless_present_any = ["bootstrap", "view"], value_delimiter = ',', value_parser = address)]
     pub join: Vec<String>,
+    #[command(flatten)]
+    pub causal: Causal,
     /// Make a new cluster of this member alone, unless it is in one already; the others then join it
     #[arg(long)]
     pub bootstrap: bool,
     #[command(flatten)]
     pub layout: Layout,
-    /// Where the balancer listens: what others join, and clients connect to
-    #[arg(long, default_value = "127.0.0.1:7400")]
-    pub listen: String,
-    /// Where the node listens
-    #[arg(long, default_value = "127.0.0.1:7401")]
-    pub node_listen: String,
-    /// Where it listens for HTTP, as this node
-    #[arg(long, default_value = "127.0.0.1:8080")]
-    pub http: String,
+    /// Where the balancer listens: what others join, and clients connect to [default: 127.0.0.1:7400]
+    #[arg(long)]
+    pub listen: Option<String>,
+    /// Where the node listens [default: 127.0.0.1:7401]
+    #[arg(long)]
+    pub node_listen: Option<String>,
+    /// Where it listens for HTTP, as this node [default: 127.0.0.1:8080]
+    #[arg(long)]
+    pub http: Option<String>,
     #[command(flatten)]
     pub dialects: Dialects,
     #[command(flatten)]

@@ -12,7 +12,7 @@ use crate::output::Out;
 use serde_json::json;
 use shkv_balancer::provision::docker::{DockerConfig, DockerProvisioner};
 use shkv_balancer::provision::{NoProvisioner, Provisioner, Spec};
-use shkv_balancer::{Balancer, BalancerConfig, Bootstrap, Ears};
+use shkv_balancer::{Balancer, BalancerConfig, Bootstrap, CausalMember, Ears};
 use shkv_node::{Node, NodeConfig, Tuning};
 use shkv_proto::ClusterId;
 use std::io::Read;
@@ -31,6 +31,10 @@ pub const READY_TIME_MAX: Duration = Duration::from_secs(60);
 const REPLICAS: u32 = 3;
 /// Nodes that a balancer starts for a new cluster unless said otherwise.
 const NODES: u32 = 3;
+/// The usual port of a balancer.
+const LISTEN_PORT: u16 = 7400;
+/// The usual port of the node of `serve`.
+const NODE_PORT: u16 = 7401;
 
 /// The signals that ask a server to stop.
 pub struct Signals {
@@ -250,20 +254,24 @@ async fn serve_balancer(global: &Global, balancer: &Balancer, signals: &mut Sign
 /// `serve`: the node first, because the balancer looks for it; the balancer stops first, because it needs the node.
 pub async fn serve(global: &Global, args: args::Serve) -> Result<Ending, Trouble> {
     let mut signals = Signals::new()?;
-    let config = node_config(&args.member, &args.node_listen, args.join.clone(), &args.tuning);
+    let as_member = as_member(&args)?;
+    let args = args::Serve { join: as_member.join.clone(), ..args };
+    let config = node_config(&args.member, &as_member.node_listen, args.join.clone(), &args.tuning);
+    let config = NodeConfig { name: as_member.name.clone(), ..config };
     let node = Node::start(config).await.map_err(|error| Trouble::Failed(error.to_string()))?;
     let advertise = args.member.advertise.as_deref().and_then(|addr| addr.rsplit_once(':'));
-    let advertise = advertise.and_then(|(host, _)| Some(format!("{host}:{}", args.listen.rsplit_once(':')?.1)));
+    let advertise = advertise.and_then(|(host, _)| Some(format!("{host}:{}", as_member.listen.rsplit_once(':')?.1)));
     let config = BalancerConfig {
-        http: Some(args.http.clone()),
-        http_node: Some(args.member.name.clone()),
+        http: Some(as_member.http.clone()),
+        causal: as_member.causal.clone(),
+        http_node: Some(as_member.name.clone()),
         dialects: args.dialects.chosen(),
         nodes: std::iter::once(node.addr().to_string()).chain(args.join.iter().cloned()).collect(),
         advertise,
-        bootstrap: args.bootstrap.then(|| bootstrap(&args.layout)),
-        expect: usize::from(args.bootstrap),
+        bootstrap: as_member.bootstraps.then(|| bootstrap(&args.layout)),
+        expect: usize::from(as_member.bootstraps),
         replace_after: args.healing.replace_after,
-        ..BalancerConfig::new(&args.listen)
+        ..BalancerConfig::new(&as_member.listen)
     };
     let started = tokio::select! { // what is dropped half started is found again at the next start
         started = Balancer::start(config) => started.map_err(|error| Trouble::Failed(error.to_string())),
@@ -286,6 +294,56 @@ pub async fn serve(global: &Global, args: args::Serve) -> Result<Ending, Trouble
     };
     node.stop().await;
     ended
+}
+
+/// What `serve` does, with what follows from the causal store's addresses.
+#[derive(Debug, PartialEq, Eq)]
+struct AsMember {
+    name: String,
+    join: Vec<String>,
+    bootstraps: bool,
+    listen: String,
+    node_listen: String,
+    http: String,
+    causal: Option<CausalMember>,
+}
+
+fn as_member(args: &args::Serve) -> Result<AsMember, Trouble> {
+    let or = |named: &Option<String>, default: String| named.clone().unwrap_or(default);
+    let Some(address) = args.causal.socket_address.clone() else {
+        return Ok(AsMember {
+            name: args.member.name.clone(),
+            join: args.join.clone(),
+            bootstraps: args.bootstrap,
+            listen: or(&args.listen, format!("127.0.0.1:{LISTEN_PORT}")),
+            node_listen: or(&args.node_listen, format!("127.0.0.1:{NODE_PORT}")),
+            http: or(&args.http, "127.0.0.1:8080".into()),
+            causal: None,
+        });
+    };
+    let host_of = |address: &str| address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned();
+    let host = host_of(&address);
+    let mut view = args.causal.view.clone();
+    view.sort();
+    view.dedup();
+    if !view.contains(&address) {
+        return Err(Trouble::Usage(format!("VIEW does not have SOCKET_ADDRESS {address}: {}", view.join(","))));
+    }
+    // The first in order makes the cluster, the others join it; one without a shard count comes to one that is there.
+    let is_first = args.causal.shard_count.is_some() && view.first() == Some(&address);
+    let others = view.iter().filter(|other| **other != address);
+    let others = others.map(|other| format!("{}:{LISTEN_PORT}", host_of(other))).collect();
+    let name =
+        if args.member.name == args::NAME_DEFAULT { address.replace(':', "-") } else { args.member.name.clone() };
+    Ok(AsMember {
+        join: if args.join.is_empty() && !args.bootstrap { others } else { args.join.clone() },
+        bootstraps: args.bootstrap || (args.join.is_empty() && is_first),
+        listen: or(&args.listen, format!("{host}:{LISTEN_PORT}")),
+        node_listen: or(&args.node_listen, format!("{host}:{NODE_PORT}")),
+        http: or(&args.http, address.clone()),
+        causal: Some(CausalMember { node: name.clone(), address, view, shard_count: args.causal.shard_count }),
+        name,
+    })
 }
 
 /// The nodes that a balancer starts, by the provisioner that was asked for.

@@ -71,7 +71,10 @@ impl Log {
                 }
                 break;
             };
-            cursor.offset = end as u64;
+            // What a torn write has left behind the end is sound where it stands. A write of the same lsn that is torn in its
+            // turn could be completed by it, so nothing more is written there.
+            let torn = is_last && later_write(*id, &bytes[end..], replay.expected.unwrap_or(1) - 1).is_some();
+            cursor.offset = if torn { length } else { end as u64 };
             cursor.capacity = length;
             segments.insert(*id, Segment { file: file as Arc<dyn DiskFile>, bytes: length, last: BTreeMap::new() });
         }

@@ -113,7 +113,7 @@ impl Story {
                 story.workers.fetch_sub(1, Ordering::Relaxed);
             });
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     async fn one(&self, client: &Client) {
@@ -137,12 +137,12 @@ impl Story {
             4..9 => {
                 let value = self.values.fetch_add(1, Ordering::Relaxed);
                 let answer = client.put(&row, value.to_string()).deadline(CALL_TIME_MAX).await;
-                let (answer, outcome) = told(answer.map(|done| Written::Done(done.version, None)));
+                let (answer, outcome) = told(&answer.map(|done| Written::Done(done.version, None)));
                 (Op::Put(value, Condition::Always, answer), outcome)
             }
             _ => {
                 let answer = client.delete(&row).deadline(CALL_TIME_MAX).await;
-                let (answer, outcome) = told(answer.map(|done| Written::Done(done.version, Some(done.removed > 0))));
+                let (answer, outcome) = told(&answer.map(|done| Written::Done(done.version, Some(done.removed > 0))));
                 (Op::Delete(Condition::Always, answer), outcome)
             }
         };
@@ -162,7 +162,7 @@ impl Story {
         let bytes = world::rng().random_range(1..2000);
         let (key, value) = (format!("once/{value:08}"), format!("{value:0>bytes$}"));
         let answer = client.put(&key, value.clone()).deadline(CALL_TIME_MAX).await;
-        let (_, outcome) = told(answer.map(|done| Written::Done(done.version, None)));
+        let (_, outcome) = told(&answer.map(|done| Written::Done(done.version, None)));
         let mut told = self.told.lock();
         told.count(outcome);
         match outcome {
@@ -269,9 +269,9 @@ impl Told {
 }
 
 /// A write that was told not to be done is believed: if it is seen all the same, the judge finds a value from nowhere.
-fn told(answer: Result<Written, Error>) -> (Option<Written>, Outcome) {
+fn told(answer: &Result<Written, Error>) -> (Option<Written>, Outcome) {
     match answer {
-        Ok(written) => (Some(written), Outcome::Done),
+        Ok(written) => (Some(*written), Outcome::Done),
         Err(Error::Unknown { .. }) => (None, Outcome::Unknown),
         Err(_) => (None, Outcome::Not),
     }
