@@ -7,9 +7,9 @@
 
 mod streams;
 
-pub use streams::*;
+pub use streams::{OwnedReadHalf, OwnedWriteHalf, StdListener, StdStream, TcpListener, TcpStream};
 
-use super::sim::{Host, Trace, here};
+use super::sim::{Host, Trace};
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -17,10 +17,9 @@ use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
 
 /// Bytes that a connection takes in one direction before its reader has read them.
 const WINDOW_BYTES: usize = 128 << 10;

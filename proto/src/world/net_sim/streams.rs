@@ -1,6 +1,14 @@
-//! Streams and listeners that are either the system's or the simulation's.
+//! Connections and listeners under the names and with the methods of tokio's types: tokio's own outside of a simulation,
+//! those of the simulated network inside.
 
-use super::*;
+use super::{Half, Listening, Net, SimRead, SimWrite, What};
+use crate::world::sim::here;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A connection.
 #[derive(Debug)]
