@@ -243,11 +243,13 @@ fn ordered(history: &History) -> Verdict {
         return bank::judge(&Bank(vec![BALANCE; ACCOUNTS]), &events);
     };
     events.truncate(ORDERED_EVENTS);
+    // A read that ended later may show what is cut off; a transfer that did may have come before or behind it.
+    events.retain(|event| matches!(event.op, Op::Transfer { .. }) || event.until.is_some_and(|until| until < end));
     for event in &mut events {
         if event.until.is_some_and(|until| until >= end)
             && let Op::Transfer { done, .. } = &mut event.op
         {
-            (*done, event.until) = (None, None); // what overlaps what is cut off may have come before or behind it
+            (*done, event.until) = (None, None);
         }
     }
     bank::judge(&Bank(vec![BALANCE; ACCOUNTS]), &events)
