@@ -1,7 +1,7 @@
 //! What the parts of a node cost: an append to the log, with its fdatasync. `cargo bench -p shkv-node`.
 
 use bytes::Bytes;
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput};
 use shkv_node::disk::RealDisk;
 use shkv_node::log::{Log, LogEntry, ShardWrite};
 use shkv_proto::NodeId;
@@ -42,5 +42,8 @@ fn append(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(parts, append);
-criterion_main!(parts);
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    append(&mut criterion);
+    criterion.final_summary();
+}

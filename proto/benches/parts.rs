@@ -1,7 +1,7 @@
 //! What the parts of the wire cost: codec, frames, routing and hashing. `cargo bench -p shkv-proto`.
 
 use bytes::{Bytes, BytesMut};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput};
 use shkv_proto::hashing::{key_hash, rendezvous_order};
 use shkv_proto::limits::FRAME_BYTES_MAX;
 use shkv_proto::map::{KeyspaceInfo, NodeInfo, Part, ShardInfo};
@@ -106,5 +106,11 @@ fn hashing(criterion: &mut Criterion) {
     criterion.bench_function("hashing/choose of 6, ring", |bencher| bencher.iter(|| ring.choose(black_box(123_456))));
 }
 
-criterion_group!(parts, codecs, frames, routing, hashing);
-criterion_main!(parts);
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    codecs(&mut criterion);
+    frames(&mut criterion);
+    routing(&mut criterion);
+    hashing(&mut criterion);
+    criterion.final_summary();
+}
