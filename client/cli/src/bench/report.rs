@@ -65,6 +65,9 @@ impl Table {
     }
 }
 
+/// What a chart shows of an outcome.
+type Number = fn(&Outcome) -> f64;
+
 /// A report that is being written.
 #[derive(Debug)]
 pub struct Report {
@@ -106,7 +109,7 @@ impl Report {
     pub fn works(&mut self, works: &[Work]) {
         self.table(&table(works));
         let (names, systems) = (works.iter().map(|work| work.name.clone()).collect::<Vec<_>>(), systems(works));
-        let drawn: [(&str, Axis, fn(&Outcome) -> f64); 4] = [
+        let drawn: [(&str, Axis, Number); 4] = [
             ("Throughput", Axis::linear("operations/s"), Outcome::ops_per_sec),
             ("Latency, median", Axis::log("µs"), |outcome| outcome.us(0.5)),
             ("Latency, 99th percentile", Axis::log("µs"), |outcome| outcome.us(0.99)),

@@ -259,7 +259,8 @@ async fn run(args: &Args) -> anyhow::Result<()> {
             args.write_report("shkv: measurements", |report| report.works(&works))?;
             match args.output {
                 Output::Json => {
-                    println!("{}", json!({"mode": "suite", "works": works.iter().map(work_json).collect::<Vec<_>>()}))
+                    let works: Vec<Value> = works.iter().map(work_json).collect();
+                    println!("{}", json!({"mode": "suite", "works": works}));
                 }
                 Output::Text | Output::Table => print!("{}", report::table(&works).text()),
             }
