@@ -242,7 +242,8 @@ mod tests {
     }
 
     fn numbers(svg: &str, class: &str, attribute: &str) -> Vec<f64> {
-        let parts = svg.split(&format!("class=\"{class}")).skip(1);
+        let opening = format!("class=\"{class}");
+        let parts = svg.split(&opening).skip(1);
         let read = |part: &str| part.split(&format!("{attribute}=\"")).nth(1)?.split('"').next()?.parse().ok();
         parts.filter_map(read).collect()
     }
