@@ -311,7 +311,7 @@ mod tests {
                                 continue;
                             }
                             commands += 1;
-                            let key = words.last().unwrap().to_vec();
+                            let key = words.get(1).map_or(vec![], |key| key.to_vec());
                             words.clear();
                             let answer: &[u8] = match () {
                                 () if commands.is_multiple_of(refused) => b"-ERR no\r\n",
