@@ -192,6 +192,7 @@ fn take_chunk(input: &mut BytesMut, body: &mut BytesMut) -> anyhow::Result<bool>
 
 /// A server for tests: what `answer` makes of method, path and body, with how many connections it has had.
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a shell: serves")]
 pub(super) mod fake {
     use super::*;
     use std::sync::Arc;
