@@ -115,6 +115,16 @@ pub struct Usage {
     pub cpu_us: Vec<(u32, u64)>,
     /// fdatasync calls of each log.
     pub log_syncs: Vec<(u64, u64)>,
+    /// Bytes that each process of this machine has had written to the disk.
+    pub disk_bytes: Vec<(u32, u64)>,
+    /// Bytes that went over this machine's loopback, whoever sent them.
+    pub wire_bytes: u64,
+    /// Memory that the processes of this machine hold.
+    pub memory_bytes: u64,
+    /// Bytes of log that are still needed, of all nodes.
+    pub log_bytes: u64,
+    /// Bytes of rows that are in memory only, of all nodes.
+    pub table_bytes: u64,
 }
 
 /// How much more the second has of the same things as the first. What was not there before counts whole.
@@ -137,6 +147,9 @@ pub struct Outcome {
     server_cpu_us: u64,
     client_cpu_us: u64,
     log_syncs: u64,
+    disk_bytes: u64,
+    wire_bytes: u64,
+    end: Usage,
 }
 
 /// Lets the workers run, measures in between, and gathers what they counted. `usage` asks the servers.
@@ -180,6 +193,9 @@ pub async fn measure(
         server_cpu_us: growth(&before.cpu_us, &after.cpu_us),
         client_cpu_us,
         log_syncs: growth(&before.log_syncs, &after.log_syncs),
+        disk_bytes: growth(&before.disk_bytes, &after.disk_bytes),
+        wire_bytes: after.wire_bytes.saturating_sub(before.wire_bytes),
+        end: after,
         nanos,
     })
 }
@@ -207,8 +223,54 @@ impl Outcome {
         total as f64 / self.ops.max(1) as f64
     }
 
+    /// Processor time of all servers for one operation, in microseconds.
+    pub fn server_cpu_us_per_op(&self) -> f64 {
+        self.per_op(self.server_cpu_us)
+    }
+
+    /// The operations of each second.
+    pub fn rates(&self) -> Vec<(f64, f64)> {
+        (0..).map(f64::from).zip(self.series.iter().map(|second| second.ops as f64)).collect()
+    }
+
+    /// What else an operation cost, as the cells of a table: the client's processor time, fdatasync calls, bytes on the disk
+    /// and over loopback; then memory and log at the end in MiB. What nobody tells is a dash.
+    pub fn costs(&self) -> [String; 6] {
+        let told = |number: u64, text: String| if number == 0 { "–".into() } else { text };
+        let mib = |bytes: u64| told(bytes, format!("{:.1}", bytes as f64 / f64::from(1 << 20)));
+        [
+            format!("{:.1}", self.per_op(self.client_cpu_us)),
+            told(self.log_syncs, format!("{:.3}", self.per_op(self.log_syncs))),
+            told(self.disk_bytes, format!("{:.0}", self.per_op(self.disk_bytes))),
+            told(self.wire_bytes, format!("{:.0}", self.per_op(self.wire_bytes))),
+            mib(self.end.memory_bytes),
+            mib(self.end.log_bytes),
+        ]
+    }
+
+    /// So many operations in one second that took a millisecond each, for tests of what is made of outcomes.
+    #[cfg(test)]
+    pub fn example(ops: u64) -> Self {
+        let mut nanos = Histogram::new(DIGITS).unwrap();
+        nanos.record_n(1_000_000, ops).unwrap();
+        Self {
+            ops,
+            errors: 0,
+            rows: 0,
+            series: vec![Second { ops, nanos_max: 1_000_000 }],
+            secs: 1.0,
+            nanos,
+            server_cpu_us: ops * 10,
+            client_cpu_us: ops,
+            log_syncs: 0,
+            disk_bytes: 0,
+            wire_bytes: 0,
+            end: Usage::default(),
+        }
+    }
+
     /// A latency in microseconds.
-    fn us(&self, quantile: f64) -> f64 {
+    pub fn us(&self, quantile: f64) -> f64 {
         tenths(self.nanos.value_at_quantile(quantile) as f64 / 1_000.0)
     }
 
@@ -225,6 +287,11 @@ impl Outcome {
             "server_cpu_us_per_op": thousandths(self.per_op(self.server_cpu_us)),
             "client_cpu_us_per_op": thousandths(self.per_op(self.client_cpu_us)),
             "log_syncs_per_op": thousandths(self.per_op(self.log_syncs)),
+            "disk_bytes_per_op": tenths(self.per_op(self.disk_bytes)),
+            "wire_bytes_per_op": tenths(self.per_op(self.wire_bytes)),
+            "memory_bytes": self.end.memory_bytes,
+            "log_bytes": self.end.log_bytes,
+            "table_bytes": self.end.table_bytes,
             "ops": self.ops,
             "rows_per_sec": tenths(self.rows as f64 / self.secs.max(f64::MIN_POSITIVE)),
             "series": self.series.iter().map(|second| json!([second.ops, second.nanos_max / 1_000])).collect::<Vec<_>>(),
@@ -299,7 +366,7 @@ mod tests {
             anyhow::ensure!(all > tally.nanos.len(), "the warm-up must not count");
             Ok(tally)
         });
-        let usage = async || Ok(Usage { cpu_us: vec![(1, 5)], log_syncs: vec![] });
+        let usage = async || Ok(Usage { cpu_us: vec![(1, 5)], ..Usage::default() });
         let outcome = measure(&plan, &window, workers, usage).await.unwrap();
         assert!(outcome.ops > 0 && outcome.errors > 0, "{outcome:?}");
         assert_eq!(outcome.server_cpu_us, 0);

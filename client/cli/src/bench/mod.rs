@@ -5,14 +5,22 @@ use rand::rngs::SmallRng;
 use std::time::Duration;
 use workload::Workload;
 
+pub mod analysis;
+pub mod database;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod failover;
+pub mod http;
+pub mod local;
 pub mod measure;
 pub mod pace;
 pub mod peer;
+pub mod plot;
 pub mod redis;
+pub mod report;
+pub mod rest;
 pub mod store;
+pub mod suite;
 pub mod txn;
 pub mod workload;
 

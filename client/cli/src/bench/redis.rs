@@ -4,6 +4,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: tells the time")]
 
+use super::local;
 use super::measure::{Outcome, Tally, Usage, Window, measure};
 use super::pace::Pace;
 use super::workload::{Op, key};
@@ -141,17 +142,38 @@ async fn load(addr: &str, plan: &Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Processor time that the server has used so far, by its own account.
+/// What the server and its replicas have used so far, by their own account.
 async fn usage(addr: &str) -> anyhow::Result<Usage> {
+    let own = info(addr).await?;
+    let mut copies = vec![own.clone()];
+    for line in own.lines().filter(|line| line.starts_with("slave") && line.contains("ip=")) {
+        let part = |name: &str| line.split([':', ',']).find_map(|part| part.strip_prefix(name)).map(str::to_owned);
+        if let (Some(ip), Some(port)) = (part("ip="), part("port="))
+            && let Ok(text) = info(&format!("{ip}:{port}")).await
+        {
+            copies.push(text);
+        }
+    }
+    let mut usage = Usage { wire_bytes: local::loopback_bytes().unwrap_or_default(), ..Usage::default() };
+    for text in &copies {
+        let number = |name: &str| -> f64 {
+            text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or_default()
+        };
+        let process = number("process_id:") as u32;
+        let cpu_us = (number("used_cpu_sys:") + number("used_cpu_user:")) * 1e6;
+        usage.cpu_us.push((process, cpu_us as u64));
+        usage.disk_bytes.extend(local::disk_bytes(process).map(|bytes| (process, bytes)));
+        usage.memory_bytes += number("used_memory_rss:") as u64;
+        usage.log_bytes += number("aof_current_size:") as u64;
+    }
+    Ok(usage)
+}
+
+async fn info(addr: &str) -> anyhow::Result<String> {
     let mut server = Connection::open(addr).await?;
-    server.add(&[b"INFO", b"CPU"])?;
+    server.add(&[b"INFO"])?;
     let Reply::Bulk(Some(text)) = server.ask().await? else { bail!("no answer to INFO") };
-    let text = String::from_utf8_lossy(&text);
-    let seconds = |name: &str| -> f64 {
-        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or_default()
-    };
-    let cpu_us = (seconds("used_cpu_sys:") + seconds("used_cpu_user:")) * 1e6;
-    Ok(Usage { cpu_us: vec![(0, cpu_us as u64)], log_syncs: vec![] })
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 struct Connection {
@@ -283,13 +305,13 @@ mod tests {
                         while let Some(word) = word(&mut input) {
                             words.push(word);
                             let get = words.len() == 2 && words[0] == "GET";
-                            let info = words.len() == 2 && words[0] == "INFO";
+                            let info = words.len() == 1 && words[0] == "INFO";
                             let set = words.len() == 3 && words[0] == "SET";
                             if !(get || info || set) {
                                 continue;
                             }
                             commands += 1;
-                            let key = words[1].to_vec();
+                            let key = words.get(1).map_or(vec![], |key| key.to_vec());
                             words.clear();
                             let answer: &[u8] = match () {
                                 () if commands.is_multiple_of(refused) => b"-ERR no\r\n",

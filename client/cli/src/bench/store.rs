@@ -1,5 +1,6 @@
 //! The loop against shkv, by way of its client library.
 
+use super::local;
 use super::measure::{Outcome, Tally, Usage, Window, measure, unmeasured};
 use super::pace::Pace;
 use super::workload::{Drawer, Op, key};
@@ -63,7 +64,7 @@ impl Target {
     /// A client of its own.
     ///
     /// # Errors
-    /// When nobody answers.
+    /// When the cluster cannot be reached.
     pub async fn connect(&self) -> anyhow::Result<Keyspace> {
         let config = ClientConfig { through_balancer: self.through_balancer, ..ClientConfig::default() };
         let client = Client::connect_with(self.addrs.iter().map(|addr| addr.trim()), config)
@@ -127,7 +128,10 @@ impl Worker {
 }
 
 /// Writes all keys, unless all are there.
-async fn load(keyspaces: &[Keyspace], plan: &Plan) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When a key could not be written.
+pub async fn load(keyspaces: &[Keyspace], plan: &Plan) -> anyhow::Result<()> {
     let range = key(0).to_vec()..key(plan.workload.keys).to_vec();
     if keyspaces[0].count(range).await? >= plan.workload.keys {
         return Ok(());
@@ -166,13 +170,17 @@ async fn load(keyspaces: &[Keyspace], plan: &Plan) -> anyhow::Result<()> {
 
 /// Who is asked what the servers have used. Nodes are asked themselves where they can be reached: what a balancer says
 /// of them may be a heartbeat old.
-struct Watch {
+pub struct Watch {
     home: Client,
     nodes: Vec<Client>,
 }
 
 impl Watch {
-    async fn new(target: &Target) -> anyhow::Result<Self> {
+    /// Finds everyone.
+    ///
+    /// # Errors
+    /// When nobody can be reached.
+    pub async fn new(target: &Target) -> anyhow::Result<Self> {
         let home = Client::connect(target.addrs.iter().map(|addr| addr.trim())).await?;
         let mut nodes = Vec::new();
         for node in home.status().await?.map.into_iter().flat_map(|map| map.nodes) {
@@ -181,9 +189,13 @@ impl Watch {
         Ok(Self { home, nodes })
     }
 
-    async fn usage(&self) -> anyhow::Result<Usage> {
+    /// What they have used so far.
+    ///
+    /// # Errors
+    /// When nobody tells.
+    pub async fn usage(&self) -> anyhow::Result<Usage> {
         let mut cpu_us = BTreeMap::new();
-        let mut log_syncs = BTreeMap::new();
+        let (mut log_syncs, mut kept) = (BTreeMap::new(), BTreeMap::new());
         let own = std::process::id();
         for client in self.nodes.iter().chain([&self.home]) {
             let Ok(status) = client.status().await else { continue };
@@ -193,6 +205,7 @@ impl Watch {
                 processes.push((node.process, node.cpu_us));
                 let syncs: &mut u64 = log_syncs.entry(node.id.0).or_default();
                 *syncs = node.log_syncs.max(*syncs);
+                kept.entry(node.id.0).or_insert((node.log_bytes, node.table_bytes));
             }
             for (process, used) in processes.into_iter().filter(|(process, _)| *process != own) {
                 let known: &mut u64 = cpu_us.entry(process).or_default();
@@ -202,6 +215,15 @@ impl Watch {
         if cpu_us.is_empty() {
             bail!("no server tells its status");
         }
-        Ok(Usage { cpu_us: cpu_us.into_iter().collect(), log_syncs: log_syncs.into_iter().collect() })
+        let written = |process: &u32| local::disk_bytes(*process).map(|bytes| (*process, bytes));
+        Ok(Usage {
+            disk_bytes: cpu_us.keys().filter_map(written).collect(),
+            wire_bytes: local::loopback_bytes().unwrap_or_default(),
+            memory_bytes: local::memory_bytes(cpu_us.keys().copied()),
+            log_bytes: kept.values().map(|(log, _)| log).sum(),
+            table_bytes: kept.values().map(|(_, table)| table).sum(),
+            cpu_us: cpu_us.into_iter().collect(),
+            log_syncs: log_syncs.into_iter().collect(),
+        })
     }
 }

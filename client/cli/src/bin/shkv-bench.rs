@@ -10,10 +10,13 @@ mod bench;
 use anyhow::{Context, bail};
 use bench::measure::Outcome;
 use bench::peer::{self, Peer};
+use bench::report::{self, Report, Work};
 use bench::workload::{Mix, Spread, Workload};
-use bench::{failover, store, txn};
+use bench::{analysis, failover, store, suite, txn};
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -78,6 +81,18 @@ struct Args {
     /// built with the feature `etcd`, etcd://HOST:PORT,HOST:PORT
     #[arg(long, value_parser = peer::parse)]
     peer: Vec<Peer>,
+    /// HTTP listener of a balancer: the same loop over its /v1/kv, too; with `analysis`, its /home
+    #[arg(long)]
+    http: Option<String>,
+    /// With `analysis`: also the analyses of the database behind --http, which is configured anew and LOSES WHAT IT HOLDS
+    #[arg(long, requires = "http")]
+    database: bool,
+    /// Requests of each analysis
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    requests: u64,
+    /// Also write a report: one HTML file with tables and charts, which loads nothing
+    #[arg(long)]
+    report: Option<PathBuf>,
     /// Form of the result
     #[arg(long, default_value = "text")]
     output: Output,
@@ -111,6 +126,10 @@ enum Mode {
     Failover,
     /// Puts, and transactions of two puts in two shards, in turn; tells how much longer the latter take
     Txn,
+    /// Puts, gets, scans, YCSB A to F, directly and through a balancer, one after the other
+    Suite,
+    /// How evenly requests are spread by pairs of hash functions, and what moves; with --http, also by a running cluster
+    Analysis,
 }
 
 /// How fresh a read must be.
@@ -129,6 +148,8 @@ enum Consistency {
 enum Output {
     /// For people
     Text,
+    /// For people, one line for each system, everything in columns
+    Table,
     /// One object, on the last line
     Json,
 }
@@ -145,6 +166,8 @@ impl From<Consistency> for shkv_client::Consistency {
 
 /// Longest time that may be measured, in seconds.
 const SECS_MAX: f64 = 86_400.0;
+/// Most requests under way at the same time in an analysis: each has a connection of its own.
+const AT_ONCE_MAX: u32 = 1_000;
 /// Most operations per second that may be asked for.
 const RATE_MAX: f64 = 10_000_000.0;
 
@@ -181,7 +204,7 @@ impl Args {
         let none = Mix::default();
         let ycsb = |letter| Workload::ycsb(letter, self.keys).unwrap_or_else(|| plain(none));
         let workload = match self.mode {
-            Mode::Put | Mode::Failover | Mode::Txn => plain(Mix { put: 1.0, ..none }),
+            Mode::Put | Mode::Failover | Mode::Txn | Mode::Suite | Mode::Analysis => plain(Mix { put: 1.0, ..none }),
             Mode::Get => plain(Mix { get: 1.0, ..none }),
             Mode::Mixed => plain(Mix { get: self.read_ratio, put: 1.0 - self.read_ratio, ..none }),
             Mode::Scan => plain(Mix { scan: 1.0, ..none }),
@@ -223,40 +246,106 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> anyhow::Result<()> {
-    if args.mode == Mode::Failover {
-        let outcome = failover::run(&args.addr, &args.keyspace, args.kills).await?;
-        match args.output {
-            Output::Json => println!("{}", outcome.json()),
-            Output::Text => println!("{}", outcome.text()),
+    match args.mode {
+        Mode::Failover => {
+            let outcome = failover::run(&args.addr, &args.keyspace, args.kills).await?;
+            match args.output {
+                Output::Json => println!("{}", outcome.json()),
+                Output::Text | Output::Table => println!("{}", outcome.text()),
+            }
+            Ok(())
         }
-        return Ok(());
+        Mode::Txn => {
+            let outcome = txn::run(&args.setting().target, &args.plan()).await?;
+            match args.output {
+                Output::Json => println!("{}", outcome.json()),
+                Output::Text | Output::Table => println!("{}", outcome.text()),
+            }
+            Ok(())
+        }
+        Mode::Analysis => analyse(args).await,
+        Mode::Suite => {
+            let works = suite::run(&args.setting(), &args.plan()).await?;
+            args.write_report("shkv: measurements", |report| report.works(&works))?;
+            match args.output {
+                Output::Json => {
+                    let works: Vec<Value> = works.iter().map(work_json).collect();
+                    println!("{}", json!({"mode": "suite", "works": works}));
+                }
+                Output::Text | Output::Table => print!("{}", report::table(&works).text()),
+            }
+            Ok(())
+        }
+        _ => measure(args).await,
     }
-    let plan = args.plan();
-    let target = store::Target {
-        addrs: args.addr.clone(),
-        keyspace: args.keyspace.clone(),
-        consistency: args.consistency.into(),
-        through_balancer: args.through_balancer,
+}
+
+/// One work, for programs.
+fn work_json(work: &Work) -> Value {
+    let system = |(name, outcome): &(String, Outcome)| json!({"system": name, "measured": outcome.json()});
+    json!({"work": work.name, "systems": work.outcomes.iter().map(system).collect::<Vec<_>>()})
+}
+
+async fn analyse(args: &Args) -> anyhow::Result<()> {
+    let wish = analysis::Wish {
+        requests: args.requests,
+        at_once: args.conns.saturating_mul(args.depth).min(AT_ONCE_MAX),
+        http: args.http.clone(),
+        database: args.database,
     };
-    if args.mode == Mode::Txn {
-        let outcome = txn::run(&target, &plan).await?;
-        match args.output {
-            Output::Json => println!("{}", outcome.json()),
-            Output::Text => println!("{}", outcome.text()),
-        }
-        return Ok(());
-    }
-    let shkv = store::run(&target, &plan).await?;
-    let mut peers = Vec::with_capacity(args.peer.len());
-    for peer in &args.peer {
-        peers.push((peer, peer.run(&plan).await.with_context(|| peer.to_string())?));
-    }
+    let findings = analysis::run(&wish).await?;
     match args.output {
-        Output::Json => println!("{}", told(args, &shkv, &peers)),
+        Output::Json => println!("{}", findings.json),
+        Output::Text | Output::Table => print!("{}", findings.text),
+    }
+    args.report.as_deref().map_or(Ok(()), |file| write_file(file, &findings.report.finish()))
+}
+
+fn write_file(file: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+    eprintln!("shkv-bench: wrote {}", file.display());
+    Ok(())
+}
+
+impl Args {
+    fn setting(&self) -> suite::Setting {
+        let target = store::Target {
+            addrs: self.addr.clone(),
+            keyspace: self.keyspace.clone(),
+            consistency: self.consistency.into(),
+            through_balancer: self.through_balancer,
+        };
+        suite::Setting { target, http: self.http.clone(), peers: self.peer.clone() }
+    }
+
+    fn write_report(&self, title: &str, write: impl FnOnce(&mut Report)) -> anyhow::Result<()> {
+        let Some(file) = &self.report else { return Ok(()) };
+        let mut report = Report::new(title);
+        report.text(&format!(
+            "{} keys, values of {} bytes, {} s each after {} s of warm-up. Ratios are operations of the first system for one of \
+             the other. Costs are of all servers of a system; wire bytes are those of this machine's loopback, both ways of \
+             everyone on it. A system that does not tell a number has a dash.",
+            self.keys, self.value_bytes, self.secs, self.warmup_secs
+        ));
+        write(&mut report);
+        write_file(file, &report.finish())
+    }
+}
+
+async fn measure(args: &Args) -> anyhow::Result<()> {
+    let mode = args.mode.to_possible_value().map(|mode| mode.get_name().to_owned()).unwrap_or_default();
+    let work = suite::one(&args.setting(), &format!("{mode}, {} × {}", args.conns, args.depth), &args.plan()).await?;
+    let works = [work];
+    args.write_report(&format!("shkv: {mode}"), |report| report.works(&works))?;
+    let [work] = &works;
+    let Some(((_, shkv), others)) = work.outcomes.split_first() else { bail!("nothing was measured") };
+    match args.output {
+        Output::Json => println!("{}", told(args, shkv, others)),
+        Output::Table => print!("{}", report::table(&works).text()),
         Output::Text => {
             println!("shkv   {}", shkv.text());
-            for (peer, outcome) in &peers {
-                println!("{peer}   {}", outcome.text());
+            for (name, outcome) in others {
+                println!("{name}   {}", outcome.text());
                 println!("ratio  {:.3} operations of shkv for one of it", shkv.ops_per_sec() / outcome.ops_per_sec());
             }
         }
@@ -267,7 +356,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn told(args: &Args, shkv: &Outcome, peers: &[(&Peer, Outcome)]) -> Value {
+fn told(args: &Args, shkv: &Outcome, others: &[(String, Outcome)]) -> Value {
     let mut told = shkv.json();
     told["mode"] = json!(args.mode.to_possible_value().map(|mode| mode.get_name().to_owned()));
     told["conns"] = json!(args.conns);
@@ -276,10 +365,10 @@ fn told(args: &Args, shkv: &Outcome, peers: &[(&Peer, Outcome)]) -> Value {
     told["value_bytes"] = json!(args.value_bytes);
     told["rate"] = json!(args.rate);
     told["through_balancer"] = json!(args.through_balancer);
-    let peer = |(peer, outcome): &(&Peer, Outcome)| {
+    let other = |(name, outcome): &(String, Outcome)| {
         let ratio = shkv.ops_per_sec() / outcome.ops_per_sec();
-        json!({ "peer": peer.to_string(), "measured": outcome.json(), "ratio_ops": ratio })
+        json!({ "peer": name, "measured": outcome.json(), "ratio_ops": ratio })
     };
-    told["peers"] = peers.iter().map(peer).collect();
+    told["peers"] = others.iter().map(other).collect();
     told
 }
