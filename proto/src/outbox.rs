@@ -16,6 +16,10 @@ use tokio::sync::Notify;
 const TAIL_COPY_BYTES_MAX: usize = 16 << 10;
 /// A buffer that has grown beyond this is given back to the allocator after it was written.
 const SPARE_BYTES_MAX: usize = 256 << 10;
+/// How often a write is put off for frames that are about to come. At rest that costs a look at the sockets each.
+const GATHER_TURNS_MAX: usize = 4;
+/// Bytes that are worth a write by themselves.
+const GATHER_BYTES_MAX: usize = 32 << 10;
 
 /// The bytes that wait for one connection.
 #[derive(Debug, Default)]
@@ -85,6 +89,20 @@ impl Outbox {
         }
     }
 
+    /// Lets whoever else is about to send do so first: their frames then share one write. Goes on for as long as each turn
+    /// brings more, but for no more than [`GATHER_TURNS_MAX`].
+    async fn gathered(&self) {
+        let mut before = 0;
+        for _ in 0..GATHER_TURNS_MAX {
+            let bytes = self.bytes();
+            if bytes == before || bytes >= GATHER_BYTES_MAX {
+                return;
+            }
+            before = bytes;
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Writes what is pushed until the outbox is closed and empty.
     ///
     /// # Errors
@@ -107,8 +125,7 @@ impl Outbox {
                 }
                 spare = open;
                 self.filled.notified().await;
-                // Whoever else is about to send does so first: their frames then share this write.
-                tokio::task::yield_now().await;
+                self.gathered().await;
                 continue;
             }
             let bytes = pieces.iter().map(Bytes::len).sum::<usize>() + open.len();
