@@ -174,7 +174,7 @@ fn choose<'a, E>(
         Aim::Key(key) => key,
         Aim::Shard(_) | Aim::Keyspace => &[],
     };
-    if let Some(peer) = view.peer_for(info, consistency, key, tries, Instant::now()) {
+    if let Some(peer) = view.peer_for(info, consistency, key, tries, Instant::now) {
         return Way::Node(peer);
     }
     let home = inner.home();
@@ -235,14 +235,14 @@ fn note_hint(view: &View, way: &Way<'_>, shard: ShardId, node: NodeId) {
 
 /// Sends a frame over a link once.
 pub(crate) async fn attempt(link: &Link, frame: Frame, write: bool, deadline: Instant) -> Result<Frame, CallError> {
-    let now = Instant::now();
     let until = if write {
         deadline // an attempt that is given up early would make an unknown outcome of a slow one
     } else {
+        let now = Instant::now();
         deadline.min(now + (deadline.saturating_duration_since(now) / 2).max(READ_ATTEMPT_MIN))
     };
-    if link.welcome().is_none() {
-        link.connected(until.min(now + CONNECT_TIME_MAX)).await?;
+    if !link.is_up() {
+        link.connected(until.min(Instant::now() + CONNECT_TIME_MAX)).await?;
     }
     let (sender, receiver) = oneshot::channel();
     let done = move |result| {
