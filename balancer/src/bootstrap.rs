@@ -294,7 +294,7 @@ fn all_replicas(map: &Map) -> impl Iterator<Item = (NodeId, CreateReplica)> + '_
 async fn all_are_heard(cluster: &Cluster, plan: &Plan) {
     let mut news = cluster.news();
     while !plan.nodes.iter().all(|node| cluster.health(|health, now| health.is_live(node.id, now))) {
-        let _ = news.changed().await; // the sender is in `cluster` and does not go
+        news.changed().await;
     }
 }
 

@@ -14,11 +14,12 @@ use parking_lot::{Mutex, RwLock};
 use shkv_proto::map::{NodeInfo, Part, ReplicaRole, ShardInfo};
 use shkv_proto::message::{Controller, NodeHealth, NodeStatus};
 use shkv_proto::route::Routes;
+use shkv_proto::world::news::{Listener, News};
 use shkv_proto::{ClusterId, Epoch, KeyspaceId, Map, NodeId, ShardId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -56,7 +57,7 @@ pub(crate) struct Cluster {
     /// Where this balancer was told that nodes live, by whoever started it or them.
     told: Mutex<BTreeMap<NodeId, String>>,
     trouble: Mutex<Option<String>>,
-    news: watch::Sender<()>,
+    news: News,
 }
 
 /// What a balancer was told when it was started.
@@ -91,7 +92,7 @@ impl Cluster {
             announced: Mutex::default(),
             told: Mutex::default(),
             trouble: Mutex::default(),
-            news: watch::Sender::new(()),
+            news: News::default(),
         }
     }
 
@@ -155,12 +156,12 @@ impl Cluster {
         }
         tracing::debug!(epoch = %fresh.map().epoch, shards = shards.len(), nodes = nodes.len(), "took the map");
         self.beat_wanted.notify_one();
-        self.news.send_replace(());
+        self.news.tell();
     }
 
     /// Waits until the map is newer than `epoch`, or until `until`.
     pub(crate) async fn newer_map(&self, epoch: Epoch, until: Instant) {
-        let mut news = self.news.subscribe();
+        let mut news = self.news.listen();
         self.map_wanted.notify_one();
         while self.routes().map().epoch <= epoch {
             if tokio::time::timeout_at(until, news.changed()).await.is_err() {
@@ -170,8 +171,8 @@ impl Cluster {
     }
 
     /// Hears of changes in health and map.
-    pub(crate) fn news(&self) -> watch::Receiver<()> {
-        self.news.subscribe()
+    pub(crate) fn news(&self) -> Listener<'_> {
+        self.news.listen()
     }
 
     /// A node has answered a beat.
@@ -188,7 +189,7 @@ impl Cluster {
         if epoch > routes.map().epoch || self.misplaced(routes.map()).next().is_some() {
             self.map_wanted.notify_one();
         }
-        self.news.send_replace(());
+        self.news.tell();
     }
 
     /// These nodes are being sent a beat.

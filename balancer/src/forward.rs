@@ -1,18 +1,18 @@
 //! One request on its way to a node: which shard, which replica, and what follows when an attempt fails.
 //!
 //! The way that nearly all requests go costs no task and touches no byte of head or tail: the header is rewritten, the
-//! answer is handed on by the task that read it. Only what failed gets a task, in which [`retry`] decides. A write that
-//! may have been done is never sent again.
+//! answer is handed on by the task that read it. Only what failed gets a task, in which [`Attempts`] decide. A write that
+//! may have been done is sent again only if it has an id, and then says how old it is.
 
 #![expect(clippy::disallowed_methods, reason = "a shell: tells the time and waits")]
 
 use crate::cluster::Cluster;
 use shkv_proto::codec;
 use shkv_proto::link::{self, CallError, LinkError};
-use shkv_proto::message::{Consistency, Failure, KeyPrefix, RefusalCode};
-use shkv_proto::retry::{self, Step};
+use shkv_proto::message::{Batch, Consistency, Failure, KeyPrefix, RefusalCode, Write, WriteId};
+use shkv_proto::retry::{Asked, Attempts, Step};
 use shkv_proto::route::Routes;
-use shkv_proto::{Epoch, Frame, KeyspaceId, NodeId, ShardId};
+use shkv_proto::{Epoch, Frame, KeyspaceId, Kind, NodeId, ShardId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -39,10 +39,12 @@ pub(crate) struct Request {
     pub(crate) way: Way,
     /// How fresh the answer must be.
     pub(crate) consistency: Consistency,
-    /// Whether it changes anything: then it is not sent again once it may have been done.
+    /// Whether it changes anything.
     pub(crate) write: bool,
     /// Whether the balancer itself asks; nobody else writes to the system shard.
     pub(crate) own: bool,
+    /// When it came.
+    pub(crate) begun: Instant,
     /// When whoever asks gives up.
     pub(crate) deadline: Instant,
     /// Which of a node's links it takes.
@@ -84,12 +86,47 @@ impl Request {
         Ok(Target { shard: shard.id, node, epoch, tells_leader })
     }
 
+    fn asked(&self) -> Asked {
+        match (self.write, id_of(&self.frame)) {
+            (false, _) => Asked::Read,
+            (true, Some(_)) => Asked::KnownWrite,
+            (true, None) => Asked::NamelessWrite,
+        }
+    }
+
+    /// Says in the head how old the write is, which may have been done: whoever has forgotten it must not take it for new.
+    /// The first attempt's age is kept in `came`.
+    fn grow_older(&mut self, came: WriteId) -> Result<(), Failure> {
+        let waited = self.begun.elapsed().as_millis().clamp(1, u128::from(u32::MAX)) as u32;
+        let id = Some(WriteId { age_ms: came.age_ms.saturating_add(waited), ..came });
+        let head = if self.frame.header.kind == Kind::Batch {
+            let batch: Batch<'_> =
+                codec::decode_borrowed(&self.frame.head).map_err(|error| Failure::malformed(&error))?;
+            codec::encode(&Batch { id, ..batch })
+        } else {
+            let write: Write<'_> =
+                codec::decode_borrowed(&self.frame.head).map_err(|error| Failure::malformed(&error))?;
+            codec::encode(&Write { id, ..write })
+        };
+        self.frame.head = head.map_err(|error| Failure::malformed(&error))?.into();
+        Ok(())
+    }
+
     /// The frame with the header for this target; head and tail are those that came.
     fn frame_for(&self, target: &Target) -> Frame {
         let mut frame = self.frame.clone();
         frame.header.shard = target.shard;
         frame.header.epoch = target.epoch;
         frame
+    }
+}
+
+/// By what a write is known, if it is.
+fn id_of(frame: &Frame) -> Option<WriteId> {
+    match frame.header.kind {
+        Kind::Put | Kind::Delete => codec::decode_borrowed::<Write<'_>>(&frame.head).ok()?.id,
+        Kind::Batch => codec::decode_borrowed::<Batch<'_>>(&frame.head).ok()?.id,
+        _ => None,
     }
 }
 
@@ -148,23 +185,33 @@ fn go_on<F>(cluster: Arc<Cluster>, request: Request, error: CallError, finish: F
 where
     F: FnOnce(Result<Frame, Failure>) + Send + 'static,
 {
-    if let Step::Stop(failure) = retry::after(&error, request.write, 1) {
-        return finish(Err(failure));
+    let mut attempts = Attempts::new(request.asked());
+    match attempts.failed(&error) {
+        Step::Stop(failure) => finish(Err(failure)),
+        step @ Step::Again { .. } => {
+            let tasks = cluster.tasks.clone();
+            tasks.spawn(async move { finish(follow(&cluster, request, attempts, (error, step)).await) });
+        }
     }
-    let tasks = cluster.tasks.clone();
-    tasks.spawn(async move { finish(follow(&cluster, &request, error).await) });
 }
 
 /// Attempts from the second on, until one is answered, a failure is final, or the deadline has come. Its bound is the
 /// deadline: from the third attempt on each is preceded by a pause.
-async fn follow(cluster: &Arc<Cluster>, request: &Request, first: CallError) -> Result<Frame, Failure> {
+async fn follow(
+    cluster: &Arc<Cluster>,
+    mut request: Request,
+    mut attempts: Attempts,
+    (mut error, mut step): (CallError, Step),
+) -> Result<Frame, Failure> {
     let begun = cluster.routes().map().epoch;
-    let mut error = first;
-    for tries in 1.. {
-        let Step::Again { after, new_map, hint: _ } = retry::after(&error, request.write, tries) else { break };
-        let now = Instant::now();
-        if now + after >= request.deadline {
-            break;
+    let came = id_of(&request.frame);
+    loop {
+        let (after, new_map) = match step {
+            Step::Again { after, new_map, hint: _ } => (after, new_map),
+            Step::Stop(failure) => return Err(failure),
+        };
+        if Instant::now() + after >= request.deadline {
+            return Err(attempts.out_of_time(&error));
         }
         match (&error, request.way) {
             (CallError::Failure(Failure::WrongShard { epoch }), way) => {
@@ -172,7 +219,10 @@ async fn follow(cluster: &Arc<Cluster>, request: &Request, first: CallError) -> 
                 let newest = cluster.routes().map().epoch;
                 if newest > begun && !request.own && way != Way::Key {
                     // Whoever asked chose the shard by an older map, and must choose again.
-                    return Err(Failure::WrongShard { epoch: newest });
+                    return Err(match attempts.may_be_done() {
+                        true => attempts.out_of_time(&error),
+                        false => Failure::WrongShard { epoch: newest },
+                    });
                 }
             }
             _ if new_map => cluster.map_wanted.notify_one(),
@@ -182,12 +232,15 @@ async fn follow(cluster: &Arc<Cluster>, request: &Request, first: CallError) -> 
             tokio::time::sleep(after).await;
         }
         cluster.metrics.retries.inc();
-        match attempt(cluster, request, tries + 1).await {
+        if let Some(came) = came.filter(|_| attempts.may_be_done()) {
+            request.grow_older(came)?;
+        }
+        match attempt(cluster, &request, attempts.tries() + 1).await {
             Ok(answer) => return Ok(answer),
             Err(next) => error = next,
         }
+        step = attempts.failed(&error);
     }
-    Err(retry::out_of_time(&error, request.write))
 }
 
 /// After a node has said that it does not have the shard: it may know a newer map, or not yet have ours.

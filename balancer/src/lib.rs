@@ -25,6 +25,8 @@ mod system;
 
 use crate::cluster::{Cluster, Setup};
 use crate::health::DOWN_AFTER;
+pub use crate::http::members::CausalMember;
+pub use crate::http::{Dialects, KvsDialect, SetShape};
 use crate::provision::{NoProvisioner, Provisioner};
 use rand::RngExt;
 use shkv_proto::world::net::TcpListener;
@@ -41,6 +43,9 @@ use tokio_util::task::TaskTracker;
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 /// How often readiness is looked at when nothing has been heard: leaders go silent without a word.
 const READY_LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How often one that follows looks whether there is a cluster.
+const FOLLOW_LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How long a node must have been silent before it is replaced, unless it is said otherwise.
 pub const REPLACE_AFTER: Duration = Duration::from_secs(10);
@@ -67,6 +72,17 @@ pub struct BalancerConfig {
     pub provisioner: Arc<dyn Provisioner>,
     /// How long a node must have been silent before it is replaced.
     pub replace_after: Duration,
+    /// Whose listener the HTTP listener is: the node of this name, or nobody's but the balancer's.
+    pub http_node: Option<String>,
+    /// `host:port` of the first of the listeners that every node of the cluster gets, for HTTP; the next ones have the next
+    /// ports, or any with port 0. None when `None`.
+    pub node_http: Option<String>,
+    /// Whether it only follows: it waits for a cluster, routes, and never takes the controller's lease.
+    pub follows: bool,
+    /// How the dialects of its HTTP listeners answer.
+    pub dialects: Dialects,
+    /// As whom the node of this process is a member of the causal store, if it is one.
+    pub causal: Option<CausalMember>,
 }
 
 impl BalancerConfig {
@@ -83,6 +99,11 @@ impl BalancerConfig {
             cluster: None,
             provisioner: Arc::new(NoProvisioner),
             replace_after: REPLACE_AFTER,
+            http_node: None,
+            node_http: None,
+            follows: false,
+            dialects: Dialects::default(),
+            causal: None,
         }
     }
 }
@@ -163,12 +184,42 @@ pub enum StartError {
     },
 }
 
+/// The listeners of a balancer that does not run yet.
+#[derive(Debug)]
+pub struct Ears {
+    listener: TcpListener,
+    addr: SocketAddr,
+    http: Option<(TcpListener, SocketAddr)>,
+}
+
+impl Ears {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// An address that cannot be listened at.
+    pub async fn open(config: &BalancerConfig) -> Result<Self, StartError> {
+        let (listener, addr) = bind(&config.listen).await?;
+        let http = match &config.http {
+            Some(addr) => Some(bind(addr).await?),
+            None => None,
+        };
+        Ok(Self { listener, addr, http })
+    }
+
+    /// Where the HTTP listener is, if there is one.
+    #[must_use]
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(|(_, addr)| *addr)
+    }
+}
+
 /// A running balancer. Dropping it ends it at once; [`Balancer::stop`] lets it finish what is in hand.
 #[derive(Debug)]
 pub struct Balancer {
     cluster: Arc<Cluster>,
     addr: SocketAddr,
     http_addr: Option<SocketAddr>,
+    doors: Arc<http::doors::Doors>,
     kill: CancellationToken,
     _stop: DropGuard,
 }
@@ -183,23 +234,27 @@ impl Balancer {
         if config.replace_after < DOWN_AFTER {
             return Err(StartError::ReplaceAfter(config.replace_after));
         }
-        let listener = bind(&config.listen).await?;
-        let http_listener = match &config.http {
-            Some(addr) => Some(bind(addr).await?),
-            None => None,
-        };
-        let local = |listener: &TcpListener, addr: &str| {
-            listener.local_addr().map_err(|error| StartError::Listen { addr: addr.to_owned(), error })
-        };
-        let addr = local(&listener, &config.listen)?;
-        let http_addr = match (&http_listener, &config.http) {
-            (Some(listener), Some(addr)) => Some(local(listener, addr)?),
-            _ => None,
-        };
+        let ears = Ears::open(&config).await?;
+        Self::start_with(config, ears).await
+    }
+
+    /// The same with listeners that are open already: connections wait until it runs.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub async fn start_with(config: BalancerConfig, ears: Ears) -> Result<Self, StartError> {
+        let Ears { listener, addr, http } = ears;
+        let http_addr = http.as_ref().map(|(_, addr)| *addr);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let guard = stop.clone().drop_guard();
 
-        let search = bootstrap::find(&config.nodes, config.expect, &listener, &stop, &tasks).await;
+        let search = loop {
+            let search = bootstrap::find(&config.nodes, config.expect, &listener, &stop, &tasks).await;
+            if !config.follows || matches!(search.cluster(), Ok(Some(_)) | Err(StartError::TwoClusters { .. })) {
+                break search;
+            }
+            tokio::time::sleep(FOLLOW_LOOK_EVERY).await;
+        };
         let (id, plan, is_new) = match search.cluster()? {
             Some(id) => (id, search.plan(config.bootstrap).ok(), false),
             None => {
@@ -224,15 +279,28 @@ impl Balancer {
             Box::pin(bootstrap::found(&cluster, plan)).await?;
         }
         tasks.spawn(keeper::run(cluster.clone(), plan));
-        tasks.spawn(control::run(cluster.clone()));
+        if !config.follows {
+            tasks.spawn(control::run(cluster.clone()));
+        }
         let kill = CancellationToken::new();
         tasks.spawn(proxy::listen(cluster.clone(), listener, kill.clone()));
-        if let Some(listener) = http_listener {
-            let (serving, kill) = (http::serve(cluster.clone(), listener), kill.clone());
-            tasks.spawn(async move { kill.run_until_cancelled(serving).await });
+        let front = http::Front::new(cluster.clone(), config.dialects);
+        if let Some(member) = config.causal {
+            tasks.spawn(http::members::announce(cluster.clone(), front.store.clone(), member));
+        }
+        if let Some((listener, addr)) = http {
+            let mut front = front.clone();
+            if let Some(node) = &config.http_node {
+                front = front.at(node);
+                front.doors.note(node, addr);
+            }
+            tasks.spawn(http::serve(front, listener, cluster.stop.clone(), kill.clone()));
+        }
+        if let Some(base) = config.node_http {
+            tasks.spawn(http::doors::keep(front.clone(), base, kill.clone()));
         }
         tracing::info!(cluster = %id, %addr, ?http_addr, "the balancer runs");
-        Ok(Self { cluster, addr, http_addr, kill, _stop: guard })
+        Ok(Self { cluster, addr, http_addr, doors: front.doors, kill, _stop: guard })
     }
 
     /// Where the native listener is.
@@ -245,6 +313,12 @@ impl Balancer {
     #[must_use]
     pub fn http_addr(&self) -> Option<SocketAddr> {
         self.http_addr
+    }
+
+    /// Where the HTTP listener of a node is, if it has one in this process.
+    #[must_use]
+    pub fn node_http_addr(&self, node: &str) -> Option<SocketAddr> {
+        self.doors.addr(node)
     }
 
     /// Waits until there is a map and every shard has a leader and a live majority.
@@ -291,9 +365,12 @@ impl Drop for Balancer {
     }
 }
 
-async fn bind(addr: &str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(addr).await.map_err(|error| match error.kind() {
+async fn bind(addr: &str) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => StartError::AddressInUse { addr: addr.to_owned() },
         _ => StartError::Listen { addr: addr.to_owned(), error },
-    })
+    };
+    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    let addr = listener.local_addr().map_err(failed)?;
+    Ok((listener, addr))
 }

@@ -261,13 +261,16 @@ impl Connection {
             | Kind::Raft
             | Kind::SnapshotBegin
             | Kind::SnapshotChunk
-            | Kind::SnapshotEnd => {
+            | Kind::SnapshotEnd
+            | Kind::Prepare
+            | Kind::Finish
+            | Kind::Resolve => {
                 let text = format!("{:?} is not for a balancer", header.kind);
                 return Err(Failure::refusal(RefusalCode::NotAllowed, text));
             }
         };
         let write = matches!(header.kind, Kind::Put | Kind::Delete | Kind::Batch);
-        let request = Request { frame, way, consistency, write, own: false, deadline, lane: self.lane };
+        let request = Request { frame, way, consistency, write, own: false, begun: now, deadline, lane: self.lane };
         let connection = self.clone();
         forward::start(&self.cluster, routes, request, move |result| connection.finish(header, result));
         Ok(None)
@@ -321,17 +324,11 @@ impl Connection {
             |health: &crate::health::Health, now| nodes.iter().map(|node| (*node, health.report(*node, now))).collect();
         StatusDone {
             map,
-            process: (std::process::id(), cpu_us()),
+            process: shkv_proto::world::process(),
             nodes: self.cluster.health(report),
             control: Some(control::status(&self.cluster)),
         }
     }
-}
-
-/// Processor time of this process so far, in microseconds.
-fn cpu_us() -> u64 {
-    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    spent.tv_sec as u64 * 1_000_000 + spent.tv_nsec as u64 / 1_000
 }
 
 fn map_done(routes: &Routes) -> MapDone {
@@ -340,25 +337,23 @@ fn map_done(routes: &Routes) -> MapDone {
     MapDone { map, leaders }
 }
 
-/// The one shard that all keys of a batch belong to, unless the header names it.
+/// The lowest of the shards that the keys of a batch belong to, whose leader sees to the others, unless the header names
+/// it.
 fn shard_of_batch(routes: &Routes, frame: &Frame) -> Result<ShardId, Failure> {
     if frame.header.shard != ShardId::UNROUTED {
         return Ok(frame.header.shard);
     }
     let batch: Batch<'_> = codec::decode_borrowed(&frame.head).map_err(malformed)?;
-    one_shard(routes, batch.keyspace, &batch.ops)
+    lowest_shard(routes, batch.keyspace, &batch.ops)
 }
 
-fn one_shard(routes: &Routes, keyspace: KeyspaceId, ops: &[BatchOp<'_>]) -> Result<ShardId, Failure> {
-    let limits = |text: &str| Failure::refusal(RefusalCode::BatchLimits, text);
-    let mut one = None;
+fn lowest_shard(routes: &Routes, keyspace: KeyspaceId, ops: &[BatchOp<'_>]) -> Result<ShardId, Failure> {
+    let mut lowest = None;
     for op in ops {
         let shard = routes.shard_of(keyspace, op.key()).ok_or_else(|| unknown_keyspace(keyspace))?.id;
-        if *one.get_or_insert(shard) != shard {
-            return Err(limits("a batch must stay within one shard; send one batch for each shard"));
-        }
+        lowest = Some(lowest.map_or(shard, |lowest: ShardId| lowest.min(shard)));
     }
-    one.ok_or_else(|| limits("a batch needs at least one operation"))
+    lowest.ok_or_else(|| Failure::refusal(RefusalCode::BatchLimits, "a batch needs at least one operation"))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that map_err asks for")]

@@ -195,6 +195,7 @@ fn request(whole: &Whole, scan: &Scan, shard: ShardId) -> Result<Request, Failur
         way: Way::Shard(shard),
         consistency: scan.consistency,
         write: false,
+        begun: Instant::now(),
         own: false,
         deadline: whole.deadline,
         lane: whole.lane,

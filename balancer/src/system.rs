@@ -10,7 +10,7 @@ use shkv_proto::codec::{self, CodecError};
 use shkv_proto::link::{self, CallError};
 use shkv_proto::merge::rows_of_page;
 use shkv_proto::message::{
-    Batch, BatchOp, Condition, Consistency, Controller, CreateReplica, Failure, Get, GetDone, Scan, ScanDone, WriteDone,
+    Batch, BatchDone, BatchOp, Condition, Consistency, Controller, CreateReplica, Failure, Get, GetDone, Scan, ScanDone,
 };
 use shkv_proto::retry::{self, Step};
 use shkv_proto::{Frame, Header, KeyspaceId, Kind, Map, NodeId, ShardId};
@@ -186,7 +186,11 @@ pub(crate) async fn renew_lease(cluster: &Arc<Cluster>, version: u64) -> Result<
 async fn conditional(cluster: &Arc<Cluster>, ops: Vec<BatchOp<'_>>, tail: Vec<u8>) -> Result<Option<u64>, SystemError> {
     let head = codec::encode(&Batch { keyspace: KeyspaceId::SYSTEM, ops, id: None })?;
     match ask(cluster, Kind::Batch, head, tail).await {
-        Ok(answer) => Ok(Some(codec::decode::<WriteDone>(&answer.head)?.revision)),
+        Ok(answer) => {
+            let done: BatchDone = codec::decode(&answer.head)?;
+            let revision = done.revisions.iter().find(|(shard, _)| *shard == ShardId::SYSTEM);
+            Ok(Some(revision.map(|(_, revision)| *revision).ok_or_else(|| Failure::unknown("no revision is told"))?))
+        }
         Err(Failure::Condition { .. }) => Ok(None),
         Err(failure) => Err(failure.into()),
     }
@@ -199,6 +203,7 @@ async fn ask(cluster: &Arc<Cluster>, kind: Kind, head: Vec<u8>, tail: Vec<u8>) -
         consistency: Consistency::Linearizable,
         write: kind == Kind::Batch,
         own: true,
+        begun: Instant::now(),
         deadline: Instant::now() + SYSTEM_TIME_MAX,
         lane: 0,
     };

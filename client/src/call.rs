@@ -5,6 +5,7 @@
 
 use crate::error::Error;
 use crate::inner::Inner;
+use crate::lanes::{Ticket, spread};
 use crate::token::Consistency;
 use crate::view::{Peer, View};
 use bytes::Bytes;
@@ -13,8 +14,8 @@ use shkv_proto::codec;
 use shkv_proto::frame::{Frame, Header, Kind};
 use shkv_proto::ids::{Epoch, KeyspaceId, NodeId, ShardId};
 use shkv_proto::link::{CallError, Link, LinkError, done_or_failure};
-use shkv_proto::message::{self, Failure, RefusalCode};
-use shkv_proto::retry::{self, Step};
+use shkv_proto::message::{self, Failure, RefusalCode, WriteId};
+use shkv_proto::retry::{Asked, Attempts, Step};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -22,14 +23,16 @@ use tokio::time::Instant;
 
 /// How long an attempt waits for a connection that is not up, so that there is time left for another way.
 pub(crate) const CONNECT_TIME_MAX: Duration = Duration::from_millis(500);
-/// A read's attempt takes half of the time that is left, but no less than this: the rest is for another replica.
-const READ_ATTEMPT_MIN: Duration = Duration::from_millis(500);
+/// An attempt takes half of the time that is left, but no less than this: the rest is for another replica.
+const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Aim<'a> {
     /// The shard that holds this key.
     Key(&'a [u8]),
+    /// The lowest of the shards that hold these keys, of which there is at least one.
+    Keys(&'a [Bytes]),
     /// This shard.
     Shard(ShardId),
     /// All shards of the keyspace, by way of a balancer.
@@ -42,9 +45,9 @@ pub(crate) struct Request<'a, E> {
     pub(crate) keyspace: KeyspaceId,
     pub(crate) aim: Aim<'a>,
     pub(crate) consistency: Consistency,
-    /// Whether sending it twice could do something twice.
-    pub(crate) write: bool,
-    /// Encodes the head, with how fresh the answer must be.
+    /// By what a write is known when it is sent again; a read has none.
+    pub(crate) ticket: Option<&'a Ticket>,
+    /// Encodes the head, with how fresh the answer must be and by what a write is known.
     pub(crate) head: E,
     pub(crate) tail: Bytes,
 }
@@ -77,26 +80,28 @@ pub(crate) async fn ask<T, E>(
 ) -> Result<Answered<T>, Error>
 where
     T: DeserializeOwned,
-    E: Fn(message::Consistency) -> Result<Vec<u8>, codec::CodecError>,
+    E: Fn(message::Consistency, Option<WriteId>) -> Result<Vec<u8>, codec::CodecError>,
 {
+    let began = Instant::now();
     let mut encoded: Option<(ShardId, Bytes)> = None;
-    let mut tries = 0;
+    let mut attempts = Attempts::new(if request.ticket.is_some() { Asked::KnownWrite } else { Asked::Read });
     loop {
-        tries += 1;
+        let tries = attempts.tries() + 1;
         let view = inner.view();
         let (shard, epoch) = place(&view, request)?;
         let consistency = inner.wanted(request.consistency, shard);
         let head = match &encoded {
-            Some((of, head)) if *of == shard => head.clone(),
+            Some((of, head)) if *of == shard && request.ticket.is_none() => head.clone(),
             _ => {
-                let head = (request.head)(consistency)
+                let age = attempts.may_be_done().then(|| began.elapsed());
+                let head = (request.head)(consistency, request.ticket.map(|ticket| ticket.id(age)))
                     .map_err(|error| Error::refused(RefusalCode::Malformed, error.to_string()))?;
                 encoded.insert((shard, Bytes::from(head))).1.clone()
             }
         };
         let way = choose(inner, &view, request, shard, consistency, tries);
         let mut header = Header::new(request.kind);
-        if matches!(way, Way::Node(_)) || !matches!(request.aim, Aim::Key(_)) {
+        if matches!(way, Way::Node(_)) || !matches!(request.aim, Aim::Key(_) | Aim::Keys(_)) {
             (header.shard, header.epoch) = (shard, epoch);
         }
         let frame = Frame { header, head, tail: request.tail.clone() };
@@ -104,7 +109,7 @@ where
             Way::Node(peer) => peer.link_at(),
             Way::Home(link) => (link, 0),
         };
-        let result = attempt(link, frame, request.write, deadline).await.and_then(|answer| {
+        let result = attempt(link, frame, try_until(deadline)).await.and_then(|answer| {
             let head = codec::decode(&answer.head)
                 .map_err(|error| Failure::unknown(format!("an answer that cannot be read: {error}")))?;
             Ok(Answered { head, tail: answer.tail, shard })
@@ -121,15 +126,19 @@ where
             Err(error) => error,
         };
         let other_way = learn(inner, &view, &way, at, shard, &error);
-        match retry::after(&error, request.write, tries) {
+        match attempts.failed(&error) {
             Step::Stop(failure) => return Err(failure.into()),
             Step::Again { after, new_map, hint } => {
                 if let Some(node) = hint {
                     note_hint(&view, &way, shard, node);
                 }
-                let pause = if other_way { Duration::ZERO } else { after };
+                let pause = match error {
+                    _ if other_way => Duration::ZERO,
+                    CallError::Failure(Failure::Aborted { .. }) => spread(after),
+                    CallError::Failure(_) | CallError::Link(_) => after,
+                };
                 if Instant::now() + pause >= deadline {
-                    return Err(retry::out_of_time(&error, request.write).into());
+                    return Err(attempts.out_of_time(&error).into());
                 }
                 if new_map {
                     inner.refresh(deadline).await;
@@ -151,6 +160,16 @@ fn place<E>(view: &View, request: &Request<'_, E>) -> Result<(ShardId, Epoch), E
             Some(shard) => Ok((shard.id, epoch)),
             None => Err(Error::refused(RefusalCode::UnknownKeyspace, format!("no keyspace {}", request.keyspace))),
         },
+        Aim::Keys(keys) => {
+            let mut lowest: Option<ShardId> = None;
+            for key in keys {
+                let shard = view.routes.shard_of(request.keyspace, key).ok_or_else(|| {
+                    Error::refused(RefusalCode::UnknownKeyspace, format!("no keyspace {}", request.keyspace))
+                })?;
+                lowest = Some(lowest.map_or(shard.id, |lowest| lowest.min(shard.id)));
+            }
+            Ok((lowest.unwrap_or(ShardId::UNROUTED), epoch))
+        }
         Aim::Shard(id) => match view.routes.map().shard(id) {
             Some(shard) => Ok((shard.id, epoch)),
             None => Err(Error::unavailable(format!("shard {id} is no longer in the map; send the request again"))),
@@ -172,7 +191,7 @@ fn choose<'a, E>(
     let Some(info) = view.routes.map().shard(shard) else { return Way::Home(inner.home()) };
     let key = match request.aim {
         Aim::Key(key) => key,
-        Aim::Shard(_) | Aim::Keyspace => &[],
+        Aim::Keys(_) | Aim::Shard(_) | Aim::Keyspace => &[],
     };
     if let Some(peer) = view.peer_for(info, consistency, key, tries, Instant::now) {
         return Way::Node(peer);
@@ -233,14 +252,14 @@ fn note_hint(view: &View, way: &Way<'_>, shard: ShardId, node: NodeId) {
     }
 }
 
+/// When an attempt that begins now is given up, so that there is time for another.
+pub(crate) fn try_until(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    deadline.min(now + (deadline.saturating_duration_since(now) / 2).max(ATTEMPT_MIN))
+}
+
 /// Sends a frame over a link once.
-pub(crate) async fn attempt(link: &Link, frame: Frame, write: bool, deadline: Instant) -> Result<Frame, CallError> {
-    let until = if write {
-        deadline // an attempt that is given up early would make an unknown outcome of a slow one
-    } else {
-        let now = Instant::now();
-        deadline.min(now + (deadline.saturating_duration_since(now) / 2).max(READ_ATTEMPT_MIN))
-    };
+pub(crate) async fn attempt(link: &Link, frame: Frame, until: Instant) -> Result<Frame, CallError> {
     if !link.is_up() {
         link.connected(until.min(Instant::now() + CONNECT_TIME_MAX)).await?;
     }

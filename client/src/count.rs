@@ -127,8 +127,8 @@ async fn count_shard(
             keyspace,
             aim: if shard == ShardId::UNROUTED { Aim::Keyspace } else { Aim::Shard(shard) },
             consistency,
-            write: false,
-            head: |consistency| codec::encode(&Scan { consistency, ..left.clone() }),
+            ticket: None,
+            head: |consistency, _| codec::encode(&Scan { consistency, ..left.clone() }),
             tail: Bytes::new(),
         };
         let Answered { head, .. }: Answered<CountDone> = ask(&inner, &request, deadline_in(within)).await?;

@@ -104,6 +104,7 @@ mod tests {
             Failure::Busy { retry_after_ms: 1, text: "x".into() },
             Failure::Behind { revision: 1 },
             Failure::Aborted { text: "x".into() },
+            Failure::Aborted { text: "x".into() },
         ];
         for failure in not_done {
             assert!(matches!(Error::from(failure), Error::Unavailable { .. }));

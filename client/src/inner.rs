@@ -8,6 +8,7 @@
 use crate::call::{self, CONNECT_TIME_MAX};
 use crate::client::ClientConfig;
 use crate::error::Error;
+use crate::lanes::Lanes;
 use crate::token::{Consistency, Token};
 use crate::view::View;
 use bytes::Bytes;
@@ -39,6 +40,7 @@ pub(crate) struct Inner {
     token: Mutex<Token>,
     limits: Limits,
     pub(crate) default_keyspace: OnceLock<KeyspaceId>,
+    pub(crate) lanes: Lanes,
     refreshing: AtomicBool,
     refreshing_behind: AtomicBool,
 }
@@ -51,6 +53,7 @@ impl Inner {
             token: Mutex::new(Token::default()),
             limits,
             default_keyspace: OnceLock::new(),
+            lanes: Lanes::default(),
             refreshing: AtomicBool::new(false),
             refreshing_behind: AtomicBool::new(false),
             homes,
@@ -224,7 +227,7 @@ pub(crate) async fn question<T: serde::de::DeserializeOwned>(
     let up_by = deadline.min(Instant::now() + CONNECT_TIME_MAX);
     let welcome = link.connected(up_by).await.inspect_err(|_| link.retry_now())?;
     let frame = Frame::new(Header::new(kind), Bytes::new(), Bytes::new());
-    let answer = call::attempt(link, frame, false, deadline).await?;
+    let answer = call::attempt(link, frame, call::try_until(deadline)).await?;
     let head = codec::decode(&answer.head).map_err(|error| Failure::unknown(error.to_string()))?;
     Ok((head, welcome.limits))
 }

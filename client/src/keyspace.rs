@@ -8,6 +8,7 @@ use crate::inner::Inner;
 use crate::point::{Delete, Get, Put};
 use crate::range::KeyRange;
 use crate::scan::Scan;
+use crate::txn::Txn;
 use bytes::Bytes;
 use shkv_proto::ids::KeyspaceId;
 use shkv_proto::map::DEFAULT_KEYSPACE;
@@ -46,6 +47,20 @@ impl Keyspace {
         }
         let id = self.inner.find_keyspace(DEFAULT_KEYSPACE, deadline).await?;
         Ok(*self.inner.default_keyspace.get_or_init(|| id))
+    }
+
+    /// The shard that a key lies in, as far as the client knows: `None` before the keyspace was first used. What is
+    /// written together costs least when it lies in one shard.
+    ///
+    /// ```no_run
+    /// # fn example(users: shkv_client::Keyspace) {
+    /// let together = users.shard_of("ada") == users.shard_of("bob");
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn shard_of(&self, key: impl AsRef<[u8]>) -> Option<u32> {
+        let id = self.id.or_else(|| self.inner.default_keyspace.get().copied())?;
+        self.inner.view().routes.shard_of(id, key.as_ref()).map(|shard| shard.id.0)
     }
 }
 
@@ -119,17 +134,32 @@ macro_rules! operations {
                 Count::new($of(self), range.into())
             }
 
-            /// Collects puts and deletes to be sent together. Await it. It is atomic within each shard only.
+            /// Collects puts and deletes that are done in one step or not at all. Await it.
             ///
             /// ```no_run
             #[doc = concat!("# async fn example(", $example, ") -> Result<(), shkv_client::Error> {")]
             /// let done = kv.batch().put("a", "1").put("b", "2").delete("c").await?;
-            /// assert!(done.first_failure().is_none());
+            /// println!("{} rows removed", done.removed);
             /// # Ok(())
             /// # }
             /// ```
             pub fn batch(&self) -> Batch {
                 Batch::new($of(self))
+            }
+
+            /// Collects what is looked at, read and written in one step, or not at all.
+            ///
+            /// ```no_run
+            /// use shkv_client::Check;
+            ///
+            #[doc = concat!("# async fn example(", $example, ") -> Result<(), shkv_client::Error> {")]
+            /// let txn = kv.txn().check("open", Check::Present).put("a", "1").delete("b").read("c");
+            /// println!("c was {:?}", txn.commit().await?.row("c"));
+            /// # Ok(())
+            /// # }
+            /// ```
+            pub fn txn(&self) -> Txn {
+                Txn::new($of(self))
             }
         }
     };

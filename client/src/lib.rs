@@ -3,8 +3,13 @@
 //! A [`Client`] knows the shard map and sends each request to the node that leads the key's shard; a node that it
 //! cannot reach it reaches through a balancer. It keeps no rows, starts no cluster and decides no placement.
 //!
-//! Every call ends in one of three ways: done, certainly not done ([`Error::Refused`], [`Error::Unavailable`]), or
-//! unknown ([`Error::Unknown`]). A write that may have been done is never sent a second time.
+//! Every call ends in one of three ways: done, certainly not done ([`Error::Refused`], [`Error::Condition`],
+//! [`Error::Unavailable`]), or unknown ([`Error::Unknown`]).
+//!
+//! Every write carries an id by which its shard knows it again. So the client sends a write that may have been lost as often
+//! as it takes, until its deadline, and it is done once; its outcome is unknown only when no answer was had by then.
+//! Writes may be conditional ([`Put::if_version`] and its like). Several are done in one step, whatever shards they lie in:
+//! [`Client::batch`], and with conditions and reads [`Client::txn`].
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), shkv_client::Error> {
@@ -25,19 +30,23 @@
 
 mod batch;
 mod call;
+mod check;
 mod client;
 mod count;
 mod error;
 mod inner;
 mod keyspace;
+mod lanes;
 mod operate;
 mod point;
 mod range;
 mod scan;
 mod token;
+mod txn;
 mod view;
 
-pub use batch::{Batch, BatchDone, BatchPart};
+pub use batch::Batch;
+pub use check::Check;
 pub use client::{Client, ClientConfig, LINKS_PER_NODE_MAX};
 pub use count::Count;
 pub use error::Error;
@@ -47,6 +56,7 @@ pub use point::{Answer, Delete, Get, Put, Written};
 pub use range::KeyRange;
 pub use scan::{Rows, Scan};
 pub use token::{Consistency, Token, TokenError};
+pub use txn::{Committed, Txn};
 
 pub use shkv_proto::limits::Limits;
 pub use shkv_proto::merge::Row;

@@ -64,7 +64,7 @@ async fn ask(inner: &Inner, head: Bytes, deadline: Instant) -> Result<AdminDone,
         return Err(Failure::refusal(RefusalCode::NotAllowed, text).into());
     }
     let frame = Frame::new(Header::new(Kind::Admin), head, Bytes::new());
-    let answer = attempt(link, frame, true, deadline).await?;
+    let answer = attempt(link, frame, deadline).await?;
     codec::decode(&answer.head).map_err(|error| Failure::unknown(error.to_string()).into())
 }
 

@@ -1,8 +1,8 @@
 //! Operations on one row: get, put, delete.
 
 use crate::call::{Aim, Answered, Request, ask, deadline_in};
+use crate::check::{Check, check_condition};
 use crate::error::Error;
-use crate::inner::Inner;
 use crate::keyspace::Keyspace;
 use crate::token::Consistency;
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use shkv_proto::codec;
 use shkv_proto::frame::Kind;
 use shkv_proto::limits::Limits;
 use shkv_proto::merge::Row;
-use shkv_proto::message::{self, Condition, GetDone, RefusalCode, WriteDone};
+use shkv_proto::message::{self, GetDone, RefusalCode, WriteDone};
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(crate) type Call<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Written {
-    /// The shard's revision after the write: the row's version, for a batch that of its last operation.
+    /// The row's version, which is the shard's revision after the write.
     pub version: u64,
     /// Rows that a delete found and removed. Puts do not look whether there was a row before.
     pub removed: u32,
@@ -129,8 +129,8 @@ impl Get {
             keyspace,
             aim: Aim::Key(&self.key),
             consistency: self.consistency,
-            write: false,
-            head: |consistency| codec::encode(&message::Get { keyspace, key: &self.key, consistency }),
+            ticket: None,
+            head: |consistency, _| codec::encode(&message::Get { keyspace, key: &self.key, consistency }),
             tail: Bytes::new(),
         };
         let Answered { head, tail, shard }: Answered<GetDone> = ask(inner, &request, deadline).await?;
@@ -163,13 +163,14 @@ pub struct Put {
     keyspace: Keyspace,
     key: Bytes,
     value: Bytes,
+    check: Check,
     within: Duration,
 }
 
 impl Put {
     pub(crate) fn new(keyspace: Keyspace, key: &[u8], value: Bytes) -> Self {
         let within = keyspace.inner().config.deadline;
-        Self { keyspace, key: Bytes::copy_from_slice(key), value, within }
+        Self { keyspace, key: Bytes::copy_from_slice(key), value, check: Check::Always, within }
     }
 
     /// How long the call may take, an hour at most.
@@ -193,7 +194,7 @@ impl IntoFuture for Put {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             check_value(self.keyspace.inner().limits(), &self.value)?;
-            write(Kind::Put, &self.keyspace, &self.key, self.value, self.within).await
+            write(Kind::Put, &self.keyspace, &self.key, self.value, &self.check, self.within).await
         })
     }
 }
@@ -211,13 +212,14 @@ impl IntoFuture for Put {
 pub struct Delete {
     keyspace: Keyspace,
     key: Bytes,
+    check: Check,
     within: Duration,
 }
 
 impl Delete {
     pub(crate) fn new(keyspace: Keyspace, key: &[u8]) -> Self {
         let within = keyspace.inner().config.deadline;
-        Self { keyspace, key: Bytes::copy_from_slice(key), within }
+        Self { keyspace, key: Bytes::copy_from_slice(key), check: Check::Always, within }
     }
 
     /// How long the call may take, an hour at most.
@@ -239,32 +241,117 @@ impl IntoFuture for Delete {
     type IntoFuture = Call<Written>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move { write(Kind::Delete, &self.keyspace, &self.key, Bytes::new(), self.within).await })
+        Box::pin(
+            async move { write(Kind::Delete, &self.keyspace, &self.key, Bytes::new(), &self.check, self.within).await },
+        )
     }
 }
 
-async fn write(kind: Kind, keyspace: &Keyspace, key: &[u8], tail: Bytes, within: Duration) -> Result<Written, Error> {
+/// What a put and a delete may be conditional on. Of several the last counts.
+macro_rules! conditions {
+    ($type:ty, $example:literal) => {
+        impl $type {
+            /// Only if there is no such row; otherwise it ends with [`Error::Condition`] and the version of the row.
+            ///
+            /// ```no_run
+            /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+            #[doc = concat!("client.", $example, ".if_absent().await?;")]
+            /// # Ok(())
+            /// # }
+            /// ```
+            pub fn if_absent(mut self) -> Self {
+                self.check = Check::Absent;
+                self
+            }
+
+            /// Only if there is such a row; otherwise it ends with [`Error::Condition`].
+            ///
+            /// ```no_run
+            /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+            #[doc = concat!("client.", $example, ".if_present().await?;")]
+            /// # Ok(())
+            /// # }
+            /// ```
+            pub fn if_present(mut self) -> Self {
+                self.check = Check::Present;
+                self
+            }
+
+            /// Only if this holds of the row; otherwise it ends with [`Error::Condition`].
+            ///
+            /// ```no_run
+            /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+            #[doc = concat!("client.", $example, ".check(shkv_client::Check::Present).await?;")]
+            /// # Ok(())
+            /// # }
+            /// ```
+            pub fn check(mut self, check: Check) -> Self {
+                self.check = check;
+                self
+            }
+
+            /// Only if the row has this version; otherwise it ends with [`Error::Condition`] and the version that it
+            /// has, `None` if there is no such row.
+            ///
+            /// ```no_run
+            /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+            /// if let Some(row) = client.get("k").await? {
+            #[doc = concat!("    client.", $example, ".if_version(row.version).await?;")]
+            /// }
+            /// # Ok(())
+            /// # }
+            /// ```
+            pub fn if_version(mut self, version: u64) -> Self {
+                self.check = Check::Version(version);
+                self
+            }
+
+            /// Only if the row has this value, of 1 MiB at most; otherwise it ends with [`Error::Condition`] and the
+            /// version that it has, `None` if there is no such row.
+            ///
+            /// ```no_run
+            /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+            #[doc = concat!("client.", $example, ".if_value(\"before\").await?;")]
+            /// # Ok(())
+            /// # }
+            /// ```
+            pub fn if_value(mut self, value: impl Into<Bytes>) -> Self {
+                self.check = Check::Value(value.into());
+                self
+            }
+        }
+    };
+}
+
+conditions!(Put, "put(\"k\", \"v\")");
+conditions!(Delete, "delete(\"k\")");
+
+async fn write(
+    kind: Kind,
+    keyspace: &Keyspace,
+    key: &[u8],
+    tail: Bytes,
+    check: &Check,
+    within: Duration,
+) -> Result<Written, Error> {
     let inner = keyspace.inner();
     check_key(inner.limits(), key)?;
+    check_condition(check)?;
     let deadline = deadline_in(within);
     let keyspace = keyspace.id(deadline).await?;
+    let ticket = inner.lanes.begin();
     let request = Request {
         kind,
         keyspace,
         aim: Aim::Key(key),
         consistency: Consistency::Linearizable,
-        write: true,
-        head: |_| codec::encode(&message::Write { keyspace, key, condition: Condition::Always, id: None }),
+        ticket: Some(&ticket),
+        head: |_, id| codec::encode(&message::Write { keyspace, key, condition: check.condition(), id }),
         tail,
     };
-    let answered: Answered<WriteDone> = ask(inner, &request, deadline).await?;
-    Ok(written(inner, &answered))
-}
-
-/// Takes a write's answer in.
-pub(crate) fn written(inner: &Inner, answered: &Answered<WriteDone>) -> Written {
-    inner.saw(answered.shard, answered.head.revision);
-    Written { version: answered.head.revision, removed: answered.head.removed }
+    let Answered { head, shard, .. }: Answered<WriteDone> = ask(inner, &request, deadline).await?;
+    inner.saw(shard, head.revision);
+    Ok(Written { version: head.revision, removed: head.removed })
 }
 
 /// Refuses a key that no shard would take.

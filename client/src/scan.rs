@@ -428,8 +428,8 @@ async fn fetch(
         keyspace: scan.keyspace,
         aim: if shard == ShardId::UNROUTED { Aim::Keyspace } else { Aim::Shard(shard) },
         consistency,
-        write: false,
-        head: |consistency| codec::encode(&message::Scan { consistency, ..scan.clone() }),
+        ticket: None,
+        head: |consistency, _| codec::encode(&message::Scan { consistency, ..scan.clone() }),
         tail: Bytes::new(),
     };
     let Answered { head: mut page, tail, .. }: Answered<ScanDone> = ask(&inner, &request, deadline_in(within)).await?;

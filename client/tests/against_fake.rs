@@ -5,7 +5,7 @@
 mod fake;
 
 use fake::Fake;
-use shkv_client::{Client, ClientConfig, Consistency, Error, RefusalCode};
+use shkv_client::{Check, Client, ClientConfig, Consistency, Error, RefusalCode};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ async fn a_node_that_cannot_be_reached_is_reached_through_the_balancer() {
         client.put([n], "v").await.unwrap();
     }
     let done = client.batch().put("a", "1").put("b", "2").put("c", "3").await.unwrap();
-    assert_eq!(done.first_failure(), None);
+    assert_eq!((done.removed, done.rows), (0, vec![]));
     assert_eq!(client.count(..).await.unwrap(), 13);
     assert_eq!(fake.writes_at_nodes.load(Ordering::SeqCst), 0);
     assert!(fake.writes_at_balancer.load(Ordering::SeqCst) >= 11);
@@ -52,17 +52,106 @@ async fn through_balancer_never_talks_to_a_node() {
 }
 
 #[tokio::test]
-async fn a_write_that_may_be_done_is_unknown_and_not_sent_again() {
+async fn a_write_whose_answer_is_lost_is_sent_again_and_done_once() {
+    for through_balancer in [false, true] {
+        let (fake, addr) = Fake::start(4, true).await;
+        let config = ClientConfig { through_balancer, ..ClientConfig::default() };
+        let client = Client::connect_with([addr], config).await.unwrap();
+        let first = client.put("k", "v").await.unwrap();
+        fake.lose_answers.store(3, Ordering::SeqCst);
+        let second = client.put("k", "w").if_version(first.version).await.unwrap();
+        assert_eq!(second.version, first.version + 1, "done once");
+        let ids = fake.ids.lock().clone();
+        assert_eq!(ids.len(), 5);
+        assert_eq!((ids[0].sequence, ids[0].answered, ids[0].age_ms), (1, 0, 0));
+        assert_eq!((ids[1].sequence, ids[1].answered, ids[1].age_ms), (2, 1, 0));
+        assert!(ids[2..].iter().all(|id| (id.client, id.sequence) == (ids[0].client, 2) && id.age_ms > 0), "{ids:?}");
+        assert_eq!(&client.get("k").await.unwrap().unwrap().value[..], b"w");
+    }
+}
+
+#[tokio::test]
+async fn an_outcome_is_unknown_only_when_no_answer_was_had_before_the_deadline() {
     let (fake, addr) = Fake::start(4, true).await;
     let client = Client::connect([addr]).await.unwrap();
     client.put("k", "v").await.unwrap();
-    fake.lose_next_answer.store(true, Ordering::SeqCst);
-    let error = client.put("k", "w").await.unwrap_err();
+    fake.lose_answers.store(u32::MAX, Ordering::SeqCst);
+    let error = client.put("k", "w").deadline(Duration::from_millis(300)).await.unwrap_err();
     assert!(matches!(error, Error::Unknown { .. }), "{error}");
-    let row = client.get("k").await.unwrap().unwrap(); // also: the client goes on over a new connection
-    assert_eq!(&row.value[..], b"w");
-    let writes = fake.writes_at_nodes.load(Ordering::SeqCst) + fake.writes_at_balancer.load(Ordering::SeqCst);
-    assert_eq!(writes, 2);
+    fake.lose_answers.store(0, Ordering::SeqCst);
+    assert_eq!(&client.get("k").await.unwrap().unwrap().value[..], b"w");
+    client.put("k", "x").await.unwrap();
+    let last = *fake.ids.lock().last().unwrap();
+    assert_eq!((last.sequence, last.answered), (3, 2), "a write that was told as unknown is not sent again");
+}
+
+#[tokio::test]
+async fn a_condition_that_does_not_hold_tells_the_version_that_there_is() {
+    let (_fake, addr) = Fake::start(4, true).await;
+    let client = Client::connect([addr]).await.unwrap();
+    let version = client.put("k", "v").if_absent().await.unwrap().version;
+    let refused = |version| Err(Error::Condition { operation: 0, version });
+    assert_eq!(client.put("k", "w").if_absent().await, refused(Some(version)));
+    assert_eq!(client.put("other", "w").if_present().await, refused(None));
+    assert_eq!(client.put("k", "w").if_version(version + 1).await, refused(Some(version)));
+    assert_eq!(client.delete("k").if_value("w").await, refused(Some(version)));
+    assert_eq!(client.delete("other").if_version(version).await, refused(None));
+    client.put("k", "w").if_value("v").await.unwrap();
+    assert_eq!(client.delete("k").if_present().await.unwrap().removed, 1);
+}
+
+#[tokio::test]
+async fn a_transaction_checks_reads_and_writes_in_one_step() {
+    let (fake, addr) = Fake::start(5, true).await;
+    let client = Client::connect([addr]).await.unwrap();
+    client.batch().put("a", "1").put("b", "2").await.unwrap();
+    fake.lose_answers.store(1, Ordering::SeqCst);
+    fake.abort_next.store(4, Ordering::SeqCst);
+    let done = client.txn().read("none").check("z", Check::Absent).read("b").put("c", "3").delete("a");
+    let done = done.commit().await.unwrap();
+    assert_eq!((done.removed, done.rows.len()), (1, 2));
+    assert_eq!((&done.rows[0], &done.row("b").unwrap().value[..]), (&None, &b"2"[..]));
+    let refused = client.txn().put("d", "4").check("c", Check::Value("3".into())).delete_if("b", Check::Absent);
+    let version = client.get("b").await.unwrap().unwrap().version;
+    assert_eq!(refused.commit().await, Err(Error::Condition { operation: 2, version: Some(version) }));
+    assert_eq!(client.get("d").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_always_in_the_way_of_others_is_not_done_at_its_deadline() {
+    let (fake, addr) = Fake::start(2, true).await;
+    let client = Client::connect([addr]).await.unwrap();
+    fake.abort_next.store(u32::MAX, Ordering::SeqCst);
+    let error = client.txn().put("a", "1").deadline(Duration::from_millis(200)).commit().await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+    assert!(fake.ids.lock().len() > 1, "it was tried again");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_transaction_is_refused_by_its_operation_before_anything_is_sent() {
+    let (fake, addr) = Fake::start(2, true).await;
+    let client = Client::connect([addr]).await.unwrap();
+    let before = fake.requests.load(Ordering::SeqCst);
+    let long_key = vec![0; client.limits().key_bytes_max as usize + 1];
+    let long_value = vec![0; client.limits().value_bytes_max as usize + 1];
+    let compared = Check::Value(vec![0; (1 << 20) + 1].into());
+    let wrong = [
+        (client.txn(), RefusalCode::BatchLimits, "empty"),
+        (client.txn().put("a", "1").read("b").check("a", Check::Absent), RefusalCode::BatchLimits, "operation 2"),
+        (client.txn().put("a", "1").delete(""), RefusalCode::KeyEmpty, "operation 1"),
+        (client.txn().read("a").read(&long_key), RefusalCode::KeyTooLarge, "operation 1"),
+        (client.txn().read("a").put("b", long_value), RefusalCode::ValueTooLarge, "operation 1"),
+        (client.txn().read("a").read("b").check("c", compared.clone()), RefusalCode::ValueTooLarge, "operation 2"),
+    ];
+    for (txn, code, item) in wrong {
+        let error = txn.commit().await.unwrap_err();
+        assert_eq!(error.code(), Some(code), "{error}");
+        assert!(error.to_string().contains(item), "{error}");
+    }
+    let Check::Value(compared) = compared else { panic!("it is a value") };
+    let error = client.put("k", "v").if_value(compared).await.unwrap_err();
+    assert_eq!(error.code(), Some(RefusalCode::ValueTooLarge), "{error}");
+    assert_eq!(fake.requests.load(Ordering::SeqCst), before);
 }
 
 #[tokio::test]
@@ -103,9 +192,7 @@ async fn a_scan_gives_every_row_once_in_order_both_ways_and_goes_on_at_its_curso
     for key in &keys {
         batch = batch.put(key, key.clone());
     }
-    let done = batch.put("other", "x").await.unwrap();
-    assert_eq!(done.first_failure(), None);
-    assert_eq!(done.parts.iter().map(|part| part.ops.len()).sum::<usize>(), 501);
+    batch.put("other", "x").await.unwrap();
     for (reverse, page_bytes) in [(false, 1), (true, 1), (false, 100), (true, 1_000), (false, 1 << 20)] {
         let scan = || {
             let scan = client.scan(..).prefix("key/").page_bytes(page_bytes);

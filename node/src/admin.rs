@@ -8,6 +8,7 @@ use crate::claim::{Claim, Purpose};
 use crate::flusher::Job;
 use crate::log::ShardWrite;
 use crate::log::recover::Recovered;
+use crate::machine::Ledger;
 use crate::owner::{Mail, Shard};
 use crate::replica::{Replica, is_sound};
 use crate::reply::Reply;
@@ -186,7 +187,19 @@ pub fn open_shard(
     let now = shared.clock.now();
     let replica = Replica::open(shard, meta.replica, shared.log.log(), recovered, meta.state.clone(), now)
         .map_err(|error| error.to_string())?;
-    let view = View { active: Table::default(), sealed: None, base, applied: meta.applied(), revision: meta.revision };
+    let ledger = Ledger::decode(base.ledger()).map_err(|error| error.to_string())?;
+    #[cfg(feature = "sim")]
+    let ledger = match () {
+        () if crate::inspect::planted(crate::inspect::Bug::SessionsLost) => Ledger::default(),
+        () => ledger,
+    };
+    let (applied, revision) = (meta.applied(), meta.revision);
+    #[cfg(feature = "sim")]
+    let revision = match () {
+        () if crate::inspect::planted(crate::inspect::Bug::RevisionLost) => revision / 2,
+        () => revision,
+    };
+    let view = View { active: Table::default(), sealed: None, base, applied, revision, ledger };
     let cell = Cell::new(shard, meta.replica, meta.keyspace, meta.part.clone(), view);
     Ok(Shard::new(Arc::new(cell), replica, meta))
 }

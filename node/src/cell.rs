@@ -9,6 +9,17 @@ use shkv_proto::map::Part;
 use shkv_proto::message::{Failure, RefusalCode};
 use shkv_proto::{Epoch, KeyspaceId, NodeId, ReplicaId, ShardId};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::Notify;
+
+/// What a look at a key found.
+pub struct Look {
+    /// The row.
+    pub found: Found,
+    /// The shard's revision.
+    pub revision: u64,
+    /// Whether a transaction holds the key: it may be decided already that the row is another.
+    pub is_locked: bool,
+}
 
 /// A replica as sessions see it.
 pub struct Cell {
@@ -28,6 +39,12 @@ pub struct Cell {
     leader: AtomicU64,
     /// Whether it is known to be of its group.
     of_group: AtomicBool,
+    /// The term in which the replica leads and has applied an entry; 0 when it does not.
+    term: AtomicU64,
+    /// Told when locks or decisions are let go.
+    pub unlocked: Notify,
+    /// Whether somebody waits for a lock.
+    lock_wanted: AtomicBool,
 }
 
 impl Cell {
@@ -35,7 +52,19 @@ impl Cell {
     #[must_use]
     pub fn new(shard: ShardId, replica: ReplicaId, keyspace: KeyspaceId, part: Part, view: View) -> Self {
         let (lease_until, leader, of_group) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        Self { shard, replica, keyspace, part, view: RwLock::new(view), lease_until, leader, of_group }
+        Self {
+            shard,
+            replica,
+            keyspace,
+            part,
+            view: RwLock::new(view),
+            lease_until,
+            leader,
+            of_group,
+            term: AtomicU64::new(0),
+            unlocked: Notify::new(),
+            lock_wanted: AtomicBool::new(false),
+        }
     }
 
     /// Says whether the replica is known to be of its group.
@@ -52,6 +81,28 @@ impl Cell {
         if self.of_group.load(Ordering::Relaxed) { Ok(()) } else { Err(Failure::NotLeader { hint: None }) }
     }
 
+    /// Says in which term the replica leads, having applied an entry of it; 0 is none.
+    pub fn set_term(&self, term: u64) {
+        self.term.store(term, Ordering::Release);
+    }
+
+    /// The term in which the replica leads, if it has applied an entry of it: everything that was decided in earlier terms
+    /// is then in the view, and nothing more will be.
+    #[must_use]
+    pub fn term(&self) -> Option<u64> {
+        Some(self.term.load(Ordering::Acquire)).filter(|term| *term != 0)
+    }
+
+    /// Somebody waits for a lock: it is looked at sooner.
+    pub fn want_lock(&self) {
+        self.lock_wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody waits for a lock. Asking forgets it.
+    pub fn take_lock_wanted(&self) -> bool {
+        self.lock_wanted.swap(false, Ordering::Relaxed)
+    }
+
     /// Says until when the lease runs.
     pub fn set_lease(&self, until: u64) {
         self.lease_until.store(until, Ordering::Release);
@@ -61,7 +112,18 @@ impl Cell {
     /// replica can have acknowledged a write before that, however long this process was stopped in between.
     #[must_use]
     pub fn lease_runs(&self, now: u64) -> bool {
-        now < self.lease_until.load(Ordering::Acquire)
+        let until = self.lease_until.load(Ordering::Acquire);
+        #[cfg(feature = "sim")]
+        if crate::inspect::planted(crate::inspect::Bug::LeaseWithoutClock) {
+            return until > 0;
+        }
+        now < until
+    }
+
+    /// Until when it runs.
+    #[cfg(feature = "sim")]
+    pub fn lease_until(&self) -> u64 {
+        self.lease_until.load(Ordering::Acquire)
     }
 
     /// Says who leads.
@@ -84,13 +146,14 @@ impl Cell {
         if keyspace == self.keyspace && self.part.holds(key) { Ok(()) } else { Err(Failure::WrongShard { epoch }) }
     }
 
-    /// The row of a key, and the revision at which it was looked up.
+    /// The row of a key, and what it was looked up in.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn get(&self, key: &[u8]) -> Result<(Found, u64), StoreError> {
+    pub fn get(&self, key: &[u8]) -> Result<Look, StoreError> {
         let view = self.view.read();
-        Ok((view.get(key)?, view.revision))
+        let is_locked = view.ledger.locks.holder(key).is_some();
+        Ok(Look { found: view.get(key)?, revision: view.revision, is_locked })
     }
 }
 

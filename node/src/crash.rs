@@ -8,6 +8,7 @@
 use crate::disk::{Disk, DiskFile};
 use crate::log::recover::Recovered;
 use crate::log::{Hard, Log, LogEntry, Mark, ShardWrite};
+use crate::machine::Ledger;
 use crate::replica::Replica;
 use crate::store::{Flush, ReplicaMeta, Store};
 use crate::table::Table;
@@ -315,6 +316,11 @@ fn rows_at(shard: u32, index: u64) -> BTreeMap<Vec<u8>, Vec<u8>> {
     rows
 }
 
+/// What a shard remembers behind an entry of its log.
+fn ledger_at(index: u64) -> Ledger {
+    Ledger { time: index, ..Ledger::default() }
+}
+
 fn key_of(index: u64) -> Vec<u8> {
     format!("key{:03}", index * 7 % 40).into_bytes()
 }
@@ -427,7 +433,12 @@ impl Small {
             shard.meta.state = head(shard.last, shard.term);
             shard.meta.revision = shard.last;
             let table = Arc::new(std::mem::take(&mut shard.active));
-            flushes.push(Flush { shard: ShardId(*number), meta: shard.meta.clone(), table });
+            flushes.push(Flush {
+                shard: ShardId(*number),
+                meta: shard.meta.clone(),
+                table,
+                ledger: ledger_at(shard.last),
+            });
         }
         self.store.flush(&flushes).expect("the disk works");
         let flushed = self.shards.iter().map(|(number, shard)| (*number, shard.last)).collect();
@@ -455,7 +466,8 @@ impl Small {
         for (at, chunk) in rows.chunks(7).enumerate() {
             self.store.stage(id, chunk, at.is_multiple_of(2)).expect("the disk works");
         }
-        self.store.install(id, &shard.meta).expect("the disk works");
+        let ledger = ledger_at(shard.last).encode().expect("it is small");
+        self.store.install(id, &shard.meta, &ledger).expect("the disk works");
         let mark = Mark { index: shard.last, term: shard.term };
         let hard = Hard { term: shard.term, vote: 0, commit: shard.last };
         let reset = ShardWrite { shard: number, reset: Some(mark), entries: vec![], hard: Some(hard) };
@@ -526,6 +538,10 @@ fn recover(disk: &Recorder, promises: &Promises, goes_on: bool) -> Result<(), St
             }
         }
         let rows = store.base(ShardId(number)).map_err(|error| error.to_string())?;
+        let ledger = Ledger::decode(rows.ledger()).map_err(|error| error.to_string())?;
+        if ledger != ledger_at(applied) {
+            return fail(format!("its ledger is not that of entry {applied}"));
+        }
         let mut range = rows.range((Bound::Unbounded, Bound::Unbounded), false).map_err(|error| error.to_string())?;
         let mut found = BTreeMap::new();
         while let Some(row) = range.next(false).map_err(|error| error.to_string())? {

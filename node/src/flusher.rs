@@ -51,6 +51,8 @@ pub enum Job {
         shard: ShardId,
         /// What they make of the replica.
         meta: Box<ReplicaMeta>,
+        /// What the shard remembers beside them, encoded.
+        ledger: Bytes,
         /// Who is told.
         owner: usize,
     },
@@ -160,7 +162,7 @@ impl Work {
         loop {
             match jobs.try_recv() {
                 Ok(job) => {
-                    tokio::time::sleep(Duration::from_millis(host.draw_below(8))).await;
+                    tokio::time::sleep(host.disk_pause(8)).await;
                     while self.lacks_space(&job) {
                         self.space.set_full(true);
                         tokio::time::sleep(NO_SPACE_RETRY).await;
@@ -216,9 +218,9 @@ impl Work {
                 }
                 answered(answer, self.store.stage(shard, &rows, durable).map(|()| true))
             }
-            Job::Install { shard, meta, owner } => {
+            Job::Install { shard, meta, ledger, owner } => {
                 self.staging.remove(&shard.0);
-                self.store.install(shard, &meta)?;
+                self.store.install(shard, &meta, &ledger)?;
                 self.flushed.insert(shard.0, meta.state.index);
                 let base = self.store.base(shard)?;
                 self.tell(owner, Mail::Installed(shard, meta, base));

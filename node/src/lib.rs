@@ -9,6 +9,7 @@
 //! ```
 
 mod admin;
+mod ask;
 mod cell;
 mod claim;
 mod clock;
@@ -18,25 +19,32 @@ pub mod disk;
 mod flusher;
 pub mod ground;
 mod identity;
+#[cfg(feature = "sim")]
+pub mod inspect;
 mod join;
 mod lease;
 pub mod log;
 mod machine;
 mod owner;
 mod peers;
+mod plan;
 mod replica;
 mod reply;
+mod resolve;
 mod scan;
 mod server;
 mod session;
 mod shared;
 mod snapshot;
 mod space;
+mod steps;
 mod store;
 mod table;
+mod txn;
 
 pub use identity::NodeLook;
 pub use server::Node;
+pub use steps::{Step, Steps};
 
 use shkv_proto::ClusterId;
 use shkv_proto::limits::CAPACITY_USUAL;
@@ -65,6 +73,8 @@ pub struct NodeConfig {
     pub instance: String,
     /// Budgets.
     pub tuning: Tuning,
+    /// Points at which a test stops a transaction; nothing in operation.
+    pub steps: Steps,
 }
 
 impl NodeConfig {
@@ -82,6 +92,7 @@ impl NodeConfig {
             capacity: CAPACITY_USUAL,
             instance: String::new(),
             tuning: Tuning::default(),
+            steps: Steps::default(),
         }
     }
 }

@@ -52,6 +52,11 @@ impl Peers {
         }
     }
 
+    /// This node.
+    pub fn me(&self) -> NodeId {
+        self.me
+    }
+
     /// Where a node is.
     pub fn addr(&self, node: NodeId) -> Option<String> {
         self.inner.lock().addrs.get(&node).cloned()
@@ -89,7 +94,8 @@ impl Peers {
         }
     }
 
-    fn link(&self, node: NodeId) -> Option<Link> {
+    /// The link to a node, if it is known where that is.
+    pub fn link(&self, node: NodeId) -> Option<Link> {
         let hello = self.hello();
         let mut inner = self.inner.lock();
         if let Some(link) = inner.links.get(&node) {

@@ -3,7 +3,7 @@
 
 use crate::cell::{Cell, read_failed};
 use crate::reply::Reply;
-use crate::session::{barrier, head_of, may_answer};
+use crate::session::{deadline_of, fresh, head_of, may_answer};
 use crate::shared::Shared;
 use crate::table::{Page, PageLimits};
 use bytes::BytesMut;
@@ -11,6 +11,7 @@ use shkv_proto::limits::{COUNT_ROWS_MAX, KEY_BYTES_MAX, PAGE_BYTES_DEFAULT, PAGE
 use shkv_proto::message::{Consistency, CountDone, Failure, RefusalCode, RowHead, Scan, ScanDone};
 use shkv_proto::{Frame, ShardId};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// A page of at most so many rows and bytes is read on the session's own thread: a change of threads costs more.
 const INLINE_MAX: PageLimits = PageLimits { rows: 128, bytes: 256 << 10 };
@@ -18,6 +19,7 @@ const INLINE_MAX: PageLimits = PageLimits { rows: 128, bytes: 256 << 10 };
 /// Answers a page of rows.
 pub async fn scan(shared: Arc<Shared>, frame: Frame, reply: Reply) {
     let Some((scan, reply)) = head_of::<Scan>(&frame, reply) else { return };
+    let deadline = deadline_of(&frame);
     let limits = PageLimits {
         rows: match scan.rows_max {
             0 => PAGE_ROWS_MAX,
@@ -28,7 +30,7 @@ pub async fn scan(shared: Arc<Shared>, frame: Frame, reply: Reply) {
             bytes => (bytes as usize).min(PAGE_BYTES_MAX),
         },
     };
-    match page(&shared, frame.header.shard, scan, limits).await {
+    match page(&shared, frame.header.shard, scan, limits, deadline).await {
         Ok(page) => {
             let bytes = page.rows.iter().map(|row| row.value.len()).sum();
             let mut rows = Vec::with_capacity(page.rows.len());
@@ -48,10 +50,11 @@ pub async fn scan(shared: Arc<Shared>, frame: Frame, reply: Reply) {
 pub async fn count(shared: Arc<Shared>, frame: Frame, reply: Reply) {
     let Some((mut scan, reply)) = head_of::<Scan>(&frame, reply) else { return };
     scan.keys_only = true;
+    let deadline = deadline_of(&frame);
     let limits = PageLimits { rows: PAGE_ROWS_MAX, bytes: PAGE_BYTES_MAX };
     let mut rows = 0;
     let next = loop {
-        let page = match page(&shared, frame.header.shard, scan.clone(), limits).await {
+        let page = match page(&shared, frame.header.shard, scan.clone(), limits, deadline).await {
             Ok(page) => page,
             Err(failure) => return reply.failed(&failure),
         };
@@ -64,7 +67,13 @@ pub async fn count(shared: Arc<Shared>, frame: Frame, reply: Reply) {
     reply.done(&CountDone { rows, next });
 }
 
-async fn page(shared: &Arc<Shared>, shard: ShardId, scan: Scan, limits: PageLimits) -> Result<Page, Failure> {
+async fn page(
+    shared: &Arc<Shared>,
+    shard: ShardId,
+    scan: Scan,
+    limits: PageLimits,
+    deadline: Instant,
+) -> Result<Page, Failure> {
     let wrong = || Failure::WrongShard { epoch: shared.epoch() };
     let cell = shared.cell(shard).ok_or_else(wrong)?;
     if scan.keyspace != cell.keyspace {
@@ -82,16 +91,19 @@ async fn page(shared: &Arc<Shared>, shard: ShardId, scan: Scan, limits: PageLimi
         cell.answers_stale_reads()?;
     }
     let scan = Arc::new(scan);
-    let page = read(cell.clone(), scan.clone(), limits).await?;
-    if may_answer(shared, &cell, consistency, page.revision) {
-        return Ok(page);
-    }
     match consistency {
         Consistency::Linearizable => {
-            barrier(shared, shard).await?;
-            read(cell, scan, limits).await
+            let look = || read(cell.clone(), scan.clone(), limits);
+            fresh(shared, &cell, deadline, look, |page| page.is_locked).await
         }
-        Consistency::Causal { .. } | Consistency::Eventual => Err(Failure::Behind { revision: page.revision }),
+        Consistency::Causal { .. } | Consistency::Eventual => {
+            let page = read(cell.clone(), scan, limits).await?;
+            if may_answer(shared, &cell, consistency, page.revision) {
+                Ok(page)
+            } else {
+                Err(Failure::Behind { revision: page.revision })
+            }
+        }
     }
 }
 

@@ -125,6 +125,13 @@ impl Node {
         Ok(Self { shared, addr, failed, tracker, threads })
     }
 
+    /// A look at what no client sees.
+    #[cfg(feature = "sim")]
+    #[must_use]
+    pub fn inspector(&self) -> crate::inspect::Inspector {
+        crate::inspect::Inspector::new(&self.shared)
+    }
+
     /// Its identity.
     #[must_use]
     pub fn id(&self) -> NodeId {
@@ -287,7 +294,17 @@ fn open(
     let flushed = replicas.iter().map(|(shard, meta)| (*shard, meta.state.index)).collect();
     let flusher = Flusher::start(store, space.clone(), mailboxes.clone(), flushed).map_err(StartError::Thread)?;
     let peers = Peers::new(identity.id(), identity.cluster());
-    let shared = Arc::new(Shared::new(identity, tuning, Clock::start(), writer, flusher, space, peers, mailboxes));
+    let shared = Arc::new(Shared::new(
+        identity,
+        tuning,
+        Clock::start(),
+        writer,
+        flusher,
+        space,
+        peers,
+        mailboxes,
+        config.steps.clone(),
+    ));
     let mut shards: Vec<Vec<_>> = handles.iter().map(|_| Vec::new()).collect();
     for ((shard, meta), base) in replicas.into_iter().zip(bases.into_values()) {
         let log = recovered.remove(&shard).unwrap_or_default();

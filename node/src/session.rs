@@ -3,33 +3,41 @@
 //! What one read call brings is handled as one batch: its writes become one letter per owner, and the answers leave
 //! together. A connection that does not take its answers is not read from.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: starts the tasks of slow requests")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a shell: starts the tasks of slow requests, and tells until when they may take"
+)]
 
-use crate::cell::{Cell, disk_full, read_failed};
-use crate::machine::{self, WriteKind};
+use crate::cell::{Cell, Look, disk_full, read_failed};
+use crate::machine::{self, Reach, WriteKind};
 use crate::owner::{Mail, Waiter, WriteJob};
 use crate::reply::{Conn, Reply};
 use crate::scan;
 use crate::shared::Shared;
 use crate::snapshot::Incoming;
-use crate::{admin, table::Found};
+use crate::steps::{Step, crash_at};
+use crate::{admin, resolve, txn};
 use bytes::Bytes;
 use shkv_proto::codec::{self, CodecError};
 use shkv_proto::limits::{CREDIT_REQUESTS, OUTBOX_BYTES_SOFT};
 use shkv_proto::message::{
-    Consistency, Failure, Get, GetDone, Hello, MapDone, RaftMessage, RefusalCode, Role, StatusDone,
+    Consistency, Failure, Get, GetDone, Hello, MapDone, RaftMessage, RefusalCode, Resolve, Role, StatusDone,
 };
 use shkv_proto::outbox::SharedStream;
 use shkv_proto::session::{Session, SessionError};
 use shkv_proto::{Frame, Kind, ShardId};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-/// How long a write may take when its sender does not say.
+/// How long a request may take when its sender does not say.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
 /// Entries from this size on share the memory of the frame that brought them.
 const SHARE_BYTES_MIN: usize = 64 << 10;
+/// How often a read that waits for a lock looks again by itself: the replica may have lost its leadership meanwhile.
+const LOCK_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a closing connection waits for what is in hand.
 const CLOSING_TIME_MAX: Duration = Duration::from_secs(3);
 
@@ -123,20 +131,26 @@ impl Served {
         let Some(cell) = self.shared.cell(frame.header.shard) else {
             return Err((reply, Failure::WrongShard { epoch }));
         };
-        if self.shared.space.is_full() && kind != WriteKind::Delete {
+        if self.shared.space.is_full() && kind.takes_room() {
             return Err((reply, disk_full()));
         }
-        let holds = |keyspace, key: &[u8]| cell.holds(keyspace, key, epoch);
-        if let Err(failure) = machine::check(kind, &frame.head, &frame.tail, holds) {
-            return Err((reply, failure));
+        if matches!(kind, WriteKind::Prepare | WriteKind::Finish) && !matches!(self.peer.role, Role::Node(_)) {
+            return Err((reply, self.not_allowed(frame.header.kind)));
         }
-        let wait = match frame.header.deadline_ms {
-            0 => DEADLINE_DEFAULT,
-            ms => Duration::from_millis(u64::from(ms)),
-        };
-        let deadline = self.shared.clock.now() + wait.as_nanos() as u64;
-        let job =
-            WriteJob { kind, head: frame.head, tail: frame.tail, waiter: Waiter { reply: Some(reply), deadline } };
+        let holds = |keyspace, key: &[u8]| cell.holds(keyspace, key, epoch);
+        match machine::check(kind, &frame.head, &frame.tail, holds) {
+            Ok(Reach::Here) => {}
+            Ok(Reach::Several) => {
+                tokio::spawn(txn::run(self.shared.clone(), cell, frame, reply));
+                return Ok(());
+            }
+            Err(failure) => return Err((reply, failure)),
+        }
+        if kind == WriteKind::Prepare {
+            crash_at(Step::PrepareCame);
+        }
+        let deadline = self.shared.clock.now() + time_of(&frame).as_nanos() as u64;
+        let job = WriteJob { kind, head: frame.head, tail: frame.tail, waiter: Waiter::away(reply, deadline) };
         let owner = self.shared.owner_of(cell.shard);
         if self.writes.len() <= owner {
             self.writes.resize_with(owner + 1, Vec::new);
@@ -184,15 +198,19 @@ impl Served {
             Kind::Scan => drop(tokio::spawn(scan::scan(shared.clone(), frame, reply))),
             Kind::Count => drop(tokio::spawn(scan::count(shared.clone(), frame, reply))),
             Kind::Map => reply.result(
-                shared.map().map(|map| MapDone { leaders: leaders(shared, &map), map: (*map).clone() }).ok_or_else(
-                    || Failure::Busy { retry_after_ms: 100, text: "no balancer has sent the map yet".into() },
-                ),
+                shared
+                    .routes()
+                    .map(|routes| MapDone { leaders: leaders(shared, routes.map()), map: routes.map().clone() })
+                    .ok_or_else(|| Failure::Busy {
+                        retry_after_ms: 100,
+                        text: "no balancer has sent the map yet".into(),
+                    }),
             ),
             Kind::Status => {
                 let shared = shared.clone();
                 tokio::spawn(async move {
                     let status = shared.status().await;
-                    let map = shared.map().map(|map| (*map).clone());
+                    let map = shared.routes().map(|routes| routes.map().clone());
                     let process = (status.process, status.cpu_us);
                     reply.done(&StatusDone { map, process, nodes: vec![(status.id, Ok(status))], control: None });
                 });
@@ -211,6 +229,10 @@ impl Served {
                     self.incoming = None;
                 }
                 reply.result(result);
+            }
+            Kind::Resolve if matches!(self.peer.role, Role::Node(_)) => {
+                let Some((resolve, reply)) = head_of::<Resolve>(&frame, reply) else { return };
+                reply.result(resolve::answer(shared, resolve.txn));
             }
             kind => reply.failed(&self.not_allowed(kind)),
         }
@@ -244,17 +266,23 @@ fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply) {
     }
     match cell.get(head.key) {
         Err(error) => reply.failed(&read_failed(&error)),
-        Ok(read) if may_answer(shared, &cell, consistency, read.1) => answer(reply, read, consistency),
-        Ok((_, revision)) if consistency != Consistency::Linearizable => reply.failed(&Failure::Behind { revision }),
+        Ok(look)
+            if may_answer(shared, &cell, consistency, look.revision)
+                && (!look.is_locked || consistency != Consistency::Linearizable) =>
+        {
+            answer(reply, look, consistency);
+        }
+        Ok(Look { revision, .. }) if consistency != Consistency::Linearizable => {
+            reply.failed(&Failure::Behind { revision });
+        }
         Ok(_) => {
             let key = frame.head.slice_ref(head.key);
             let shared = shared.clone();
+            let deadline = deadline_of(frame);
             tokio::spawn(async move {
-                match barrier(&shared, cell.shard).await {
-                    Ok(()) => match cell.get(&key) {
-                        Ok(read) => answer(reply, read, consistency),
-                        Err(error) => reply.failed(&read_failed(&error)),
-                    },
+                let look = || std::future::ready(cell.get(&key).map_err(|error| read_failed(&error)));
+                match fresh(&shared, &cell, deadline, look, |look| look.is_locked).await {
+                    Ok(look) => answer(reply, look, consistency),
                     Err(failure) => reply.failed(&failure),
                 }
             });
@@ -265,6 +293,10 @@ fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply) {
 /// Whether what was just read at `revision` is as fresh as asked for.
 pub fn may_answer(shared: &Shared, cell: &Cell, consistency: Consistency, revision: u64) -> bool {
     match consistency {
+        #[cfg(feature = "sim")]
+        Consistency::Linearizable if crate::inspect::planted(crate::inspect::Bug::DeposedLeaderReads) => {
+            cell.leader() == Some(shared.identity.id())
+        }
         Consistency::Linearizable => cell.lease_runs(shared.clock.now()),
         Consistency::Causal { revision: seen } => revision >= seen,
         Consistency::Eventual => true,
@@ -281,7 +313,52 @@ pub async fn barrier(shared: &Shared, shard: ShardId) -> Result<(), Failure> {
     waiting.await.unwrap_or_else(|_| Err(Failure::Busy { retry_after_ms: 50, text: "the node is stopping".into() }))
 }
 
-fn answer(reply: Reply, (found, revision): (Found, u64), consistency: Consistency) {
+/// Looks at rows until the look is linearizable and meets no lock.
+///
+/// # Errors
+/// The look's; [`Failure::NotLeader`] and its like; [`Failure::Busy`] at the deadline.
+pub async fn fresh<T, F: Future<Output = Result<T, Failure>>>(
+    shared: &Shared,
+    cell: &Cell,
+    deadline: Instant,
+    mut look: impl FnMut() -> F,
+    is_locked: impl Fn(&T) -> bool,
+) -> Result<T, Failure> {
+    loop {
+        let mut unlocked = pin!(cell.unlocked.notified());
+        unlocked.as_mut().enable(); // a lock that is let go behind the look is not missed
+        let mut seen = look().await?;
+        if !cell.lease_runs(shared.clock.now()) {
+            barrier(shared, cell.shard).await?;
+            seen = look().await?;
+        }
+        if !is_locked(&seen) {
+            return Ok(seen);
+        }
+        if Instant::now() >= deadline {
+            let text = "a transaction held a key until the deadline".into();
+            return Err(Failure::Busy { retry_after_ms: 50, text });
+        }
+        cell.want_lock();
+        let until = deadline.min(Instant::now() + LOCK_LOOK_EVERY);
+        let _ = tokio::time::timeout_at(until, unlocked).await; // either way it is looked at again
+    }
+}
+
+/// Until when the sender of a request that has just come waits.
+pub fn deadline_of(frame: &Frame) -> Instant {
+    Instant::now() + time_of(frame)
+}
+
+/// How long the sender of a request waits.
+fn time_of(frame: &Frame) -> Duration {
+    match frame.header.deadline_ms {
+        0 => DEADLINE_DEFAULT,
+        ms => Duration::from_millis(u64::from(ms)),
+    }
+}
+
+fn answer(reply: Reply, Look { found, revision, .. }: Look, consistency: Consistency) {
     let (version, value) = found.map_or((None, Bytes::new()), |(version, value)| (Some(version), value));
     reply.done_with(&GetDone { version, revision, consistency }, value);
 }

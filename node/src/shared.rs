@@ -10,10 +10,12 @@ use crate::log::writer::LogWriter;
 use crate::owner::Mail;
 use crate::peers::Peers;
 use crate::space::Space;
+use crate::steps::Steps;
 use parking_lot::{Mutex, RwLock};
-use shkv_proto::message::{Failure, NodeStatus};
+use shkv_proto::message::{Failure, NodeStatus, TxnId};
+use shkv_proto::route::Routes;
 use shkv_proto::{ClusterId, Epoch, Map, ReplicaId, ShardId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -45,17 +47,26 @@ pub struct Shared {
     pub space: Arc<Space>,
     /// The other nodes.
     pub peers: Peers,
+    /// Named points of transactions at which a test may end it.
+    pub steps: Steps,
     /// Cancelled when the node stops.
     pub stop: CancellationToken,
     /// Cancelled when the cluster wants the node no more: it then serves nobody.
     pub retired: CancellationToken,
     /// Who works on which shard's replica.
     pub claims: Mutex<Claims>,
+    /// Transactions that this node coordinates and that may still be decided.
+    pub txns: Mutex<BTreeSet<TxnId>>,
+    /// Counts them.
+    txn_numbers: AtomicU64,
     /// When a balancer was last heard, in nanoseconds of the node's clock.
     beat_at: AtomicU64,
+    /// What a simulation sees of the replicas.
+    #[cfg(feature = "sim")]
+    pub looks: Mutex<BTreeMap<u32, crate::inspect::ReplicaLook>>,
     owners: Vec<mpsc::Sender<Mail>>,
     cells: RwLock<BTreeMap<u32, Arc<Cell>>>,
-    map: RwLock<Option<Arc<Map>>>,
+    routes: RwLock<Option<Arc<Routes>>>,
 }
 
 impl Shared {
@@ -70,6 +81,7 @@ impl Shared {
         space: Arc<Space>,
         peers: Peers,
         owners: Vec<mpsc::Sender<Mail>>,
+        steps: Steps,
     ) -> Self {
         Self {
             identity,
@@ -79,13 +91,18 @@ impl Shared {
             flusher,
             space,
             peers,
+            steps,
             stop: CancellationToken::new(),
             retired: CancellationToken::new(),
             claims: Mutex::default(),
+            txns: Mutex::default(),
+            txn_numbers: AtomicU64::new(1),
             beat_at: AtomicU64::new(0),
+            #[cfg(feature = "sim")]
+            looks: Mutex::default(),
             owners,
             cells: RwLock::default(),
-            map: RwLock::default(),
+            routes: RwLock::default(),
         }
     }
 
@@ -136,21 +153,29 @@ impl Shared {
         self.identity.cluster()
     }
 
-    /// The map as last heard.
-    pub fn map(&self) -> Option<Arc<Map>> {
-        self.map.read().clone()
+    /// The map as last heard, with who leads as far as this node has seen.
+    pub fn routes(&self) -> Option<Arc<Routes>> {
+        self.routes.read().clone()
+    }
+
+    /// A number for a transaction: none is given twice by this process.
+    pub fn txn_number(&self) -> u64 {
+        self.txn_numbers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The age of the map.
     pub fn epoch(&self) -> Epoch {
-        self.map.read().as_ref().map_or(Epoch::NONE, |map| map.epoch)
+        self.routes.read().as_ref().map_or(Epoch::NONE, |routes| routes.map().epoch)
     }
 
     /// Takes a newer map in.
     pub fn set_map(&self, map: Map) {
-        let mut ours = self.map.write();
-        if ours.as_ref().is_none_or(|ours| ours.epoch < map.epoch) {
-            *ours = Some(Arc::new(map));
+        let mut ours = self.routes.write();
+        let is_newer = ours.as_ref().is_none_or(|ours| ours.map().epoch < map.epoch);
+        #[cfg(feature = "sim")]
+        let is_newer = is_newer || crate::inspect::planted(crate::inspect::Bug::StaleMap);
+        if is_newer {
+            *ours = Some(Arc::new(Routes::new(map, ours.as_deref())));
         }
     }
 
@@ -195,12 +220,13 @@ impl Shared {
             }
         }
         replicas.sort_by_key(|replica| replica.shard);
+        let (process, cpu_us) = shkv_proto::world::process();
         NodeStatus {
             id: self.identity.id(),
             name: self.identity.name().to_owned(),
             cluster: self.cluster(),
-            process: std::process::id(),
-            cpu_us: cpu_us(),
+            process,
+            cpu_us,
             epoch: self.epoch(),
             table_bytes,
             log_bytes: self.space.log.bytes(),
@@ -210,10 +236,4 @@ impl Shared {
             replicas,
         }
     }
-}
-
-/// Processor time of this process so far, in microseconds.
-fn cpu_us() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
 }

@@ -5,6 +5,7 @@
 
 use crate::claim::{Claim, Purpose};
 use crate::flusher::Job;
+use crate::machine::{LEDGER_BYTES_MAX, Ledger};
 use crate::owner::Mail;
 use crate::shared::Shared;
 use crate::store::{Base, ReplicaMeta};
@@ -42,9 +43,17 @@ pub async fn send(
     let begin =
         SnapshotBegin { message, revision: meta.revision, keyspace: meta.keyspace, part: meta.part, homes: meta.homes };
     step(&mut session, Kind::SnapshotBegin, shard, &begin, Bytes::new()).await?;
+    let mut rows = 0;
+    // What the shard remembers beside its rows goes first, in pieces under the empty key, which no row has.
+    let mut ledger = base.ledger().clone();
+    while !ledger.is_empty() {
+        let piece = ledger.split_to(ledger.len().min(SNAPSHOT_CHUNK_BYTES));
+        rows += 1;
+        step(&mut session, Kind::SnapshotChunk, shard, &SnapshotChunk { rows: vec![(0, piece.len() as u32)] }, piece)
+            .await?;
+    }
     let everything = (Bound::Unbounded, Bound::Unbounded);
     let mut range = base.range(everything, false).map_err(|error| error.to_string())?;
-    let mut rows = 0;
     loop {
         let read = move || {
             let mut bytes = BytesMut::with_capacity(SNAPSHOT_CHUNK_BYTES + (64 << 10));
@@ -89,6 +98,8 @@ async fn step<T: serde::Serialize>(
 pub struct Incoming {
     begin: SnapshotBegin,
     rows: u64,
+    /// What the shard remembers beside its rows, as far as it has come.
+    ledger: BytesMut,
     claim: Claim,
     /// Who sends it.
     from: NodeId,
@@ -100,6 +111,8 @@ pub struct Staged {
     pub message: RaftMessage,
     /// What its rows make of the replica.
     pub meta: ReplicaMeta,
+    /// What the shard remembers beside them, encoded.
+    pub ledger: Bytes,
     /// The node that sent it.
     pub from: NodeId,
     /// The right to put it in place.
@@ -137,7 +150,7 @@ pub async fn take(
             })?;
             let stream = claim.number();
             shared.flusher.ask(|answer| Job::StageBegin(shard, stream, answer)).await.map_err(busy)?;
-            *incoming = Some(Incoming { begin, rows: 0, claim, from });
+            *incoming = Some(Incoming { begin, rows: 0, ledger: BytesMut::new(), claim, from });
             Ok(())
         }
         Kind::SnapshotChunk => {
@@ -145,14 +158,23 @@ pub async fn take(
             let chunk: SnapshotChunk = codec::decode(&frame.head).map_err(malformed)?;
             let mut tail = frame.tail;
             let mut rows = Vec::with_capacity(chunk.rows.len());
+            incoming.rows += chunk.rows.len() as u64;
             for (key, row) in chunk.rows {
                 let (key, row) = (key as usize, row as usize);
                 if key.saturating_add(row) > tail.len() {
                     return Err(Failure::refusal(RefusalCode::Malformed, "a chunk's rows are longer than the chunk"));
                 }
-                rows.push((tail.split_to(key), tail.split_to(row)));
+                let (key, row) = (tail.split_to(key), tail.split_to(row));
+                if !key.is_empty() {
+                    rows.push((key, row));
+                } else if incoming.ledger.len() + row.len() <= LEDGER_BYTES_MAX {
+                    incoming.ledger.extend_from_slice(&row);
+                } else {
+                    return Err(Failure::refusal(RefusalCode::Malformed, "more is remembered than a shard can"));
+                }
             }
-            incoming.rows += rows.len() as u64;
+            #[cfg(feature = "sim")]
+            crate::inspect::shorten(&mut rows);
             let shard = incoming.begin.message.shard;
             let stream = incoming.claim.number();
             match shared.flusher.ask(|answer| Job::Stage(shard, stream, rows, answer)).await.map_err(busy)? {
@@ -161,7 +183,7 @@ pub async fn take(
             }
         }
         _ => {
-            let Incoming { begin, rows, claim, from } = incoming.take().ok_or_else(out_of_turn)?;
+            let Incoming { begin, rows, ledger, claim, from } = incoming.take().ok_or_else(out_of_turn)?;
             let end: SnapshotEnd = codec::decode(&frame.head).map_err(malformed)?;
             let SnapshotBegin { message, revision, keyspace, part, homes } = begin;
             let Some(state) = message.snapshot.clone().filter(|_| end.rows == rows) else {
@@ -171,8 +193,11 @@ pub async fn take(
                 ));
             };
             let meta = ReplicaMeta { replica: message.to, keyspace, part, homes, state, revision };
+            let ledger = ledger.freeze();
+            Ledger::decode(&ledger)
+                .map_err(|error| Failure::refusal(RefusalCode::Malformed, format!("the snapshot: {error}")))?;
             let owner = shared.owner_of(message.shard);
-            let staged = Staged { message, meta, from, claim };
+            let staged = Staged { message, meta, ledger, from, claim };
             shared.mail(owner, Mail::Staged(Box::new(staged))).await;
             Ok(())
         }

@@ -1,12 +1,13 @@
 //! Rows on disk: one redb file per node, one table per shard, and what each replica must know of itself.
 //!
 //! This is the only file that names redb. Every write transaction is durable when it returns, and carries the rows
-//! together with the applied index, the revision and the configuration that belong to them. Only the rows of a snapshot
-//! that lie beside a shard's own become durable later, with whatever is written next: a crash voids them anyway.
+//! together with the applied index, the revision, the configuration and the ledger that belong to them. Only the rows of
+//! a snapshot that lie beside a shard's own become durable later, with whatever is written next: a crash voids them anyway.
 
 use crate::disk::{Disk, DiskFile};
 use crate::ground::Rows as Place;
 use crate::log::Mark;
+use crate::machine::Ledger;
 use crate::table::{Found, Slot, Table};
 use bytes::{BufMut, Bytes, BytesMut};
 use redb::{
@@ -28,6 +29,8 @@ type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
 const REPLICAS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("replicas");
 /// The highest id of the replicas of a shard that were deleted here: none of them is made again.
 const DELETED: TableDefinition<'static, u32, u64> = TableDefinition::new("deleted");
+/// What a shard remembers beside its rows, encoded by [`Ledger::encode`].
+const LEDGERS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("ledgers");
 /// What the file is called.
 const ROWS: &str = "rows.redb";
 /// What the file is called while it is made.
@@ -89,6 +92,8 @@ pub struct Flush {
     pub meta: ReplicaMeta,
     /// The rows.
     pub table: Arc<Table>,
+    /// What the shard remembers beside them, as of the same entry.
+    pub ledger: Ledger,
 }
 
 /// The redb file of a node.
@@ -225,6 +230,8 @@ impl Store {
             let mut deleted = txn.open_table(DELETED).map_err(StoreError::of)?;
             let before = deleted.get(shard.0).map_err(StoreError::of)?.map_or(0, |id| id.value());
             deleted.insert(shard.0, replica.0.max(before)).map_err(StoreError::of)?;
+            let mut ledgers = txn.open_table(LEDGERS).map_err(StoreError::of)?;
+            ledgers.remove(shard.0).map(drop).map_err(StoreError::of)?;
             let mut replicas = txn.open_table(REPLICAS).map_err(StoreError::of)?;
             replicas.remove(shard.0).map(drop).map_err(StoreError::of)
         })
@@ -249,9 +256,13 @@ impl Store {
                             place[1..ROW_FIXED_BYTES].copy_from_slice(&version.to_le_bytes());
                             place[ROW_FIXED_BYTES..].copy_from_slice(value);
                         }
+                        #[cfg(feature = "sim")]
+                        Slot::Dead if crate::inspect::planted(crate::inspect::Bug::FlushKeepsRemoved) => {}
                         Slot::Dead => drop(table.remove(&key[..]).map_err(StoreError::of)?),
                     }
                 }
+                let ledger = flush.ledger.encode().map_err(|error| StoreError(error.to_string()))?;
+                put_ledger(txn, flush.shard, &ledger)?;
                 put_meta(txn, flush.shard, &flush.meta)?;
             }
             Ok(())
@@ -265,7 +276,14 @@ impl Store {
     pub fn base(&self, shard: ShardId) -> Result<Base, StoreError> {
         let read = self.db.begin_read().map_err(StoreError::of)?;
         let rows = read.open_table(rows_named(&rows_name(shard))).map_err(StoreError::of)?;
-        Ok(Base { rows: Some(Arc::new(rows)) })
+        let ledger = match read.open_table(LEDGERS) {
+            Ok(ledgers) => {
+                ledgers.get(shard.0).map_err(StoreError::of)?.map(|bytes| Bytes::copy_from_slice(bytes.value()))
+            }
+            Err(redb::TableError::TableDoesNotExist(_)) => None,
+            Err(error) => return Err(StoreError::of(error)),
+        };
+        Ok(Base { rows: Some(Arc::new(rows)), ledger: ledger.unwrap_or_default() })
     }
 
     /// Begins to take in a snapshot beside the shard's rows.
@@ -303,10 +321,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn install(&self, shard: ShardId, meta: &ReplicaMeta) -> Result<(), StoreError> {
+    pub fn install(&self, shard: ShardId, meta: &ReplicaMeta, ledger: &[u8]) -> Result<(), StoreError> {
         self.write(|txn| {
             txn.delete_table(rows_named(&rows_name(shard))).map_err(StoreError::of)?;
             txn.rename_table(rows_named(&staged_name(shard)), rows_named(&rows_name(shard))).map_err(StoreError::of)?;
+            put_ledger(txn, shard, ledger)?;
             put_meta(txn, shard, meta)
         })
     }
@@ -355,6 +374,11 @@ fn put_meta(txn: &WriteTransaction, shard: ShardId, meta: &ReplicaMeta) -> Resul
     table.insert(shard.0, &bytes[..]).map(drop).map_err(StoreError::of)
 }
 
+fn put_ledger(txn: &WriteTransaction, shard: ShardId, ledger: &[u8]) -> Result<(), StoreError> {
+    let mut table = txn.open_table(LEDGERS).map_err(StoreError::of)?;
+    table.insert(shard.0, ledger).map(drop).map_err(StoreError::of)
+}
+
 const STAGED: &str = "staged/";
 
 fn rows_name(shard: ShardId) -> String {
@@ -373,13 +397,20 @@ fn rows_named(name: &str) -> TableDefinition<'_, &'static [u8], &'static [u8]> {
 #[derive(Clone)]
 pub struct Base {
     rows: Option<Arc<Rows>>,
+    ledger: Bytes,
 }
 
 impl Base {
     /// No rows.
     #[cfg(test)]
     pub fn empty() -> Self {
-        Self { rows: None }
+        Self { rows: None, ledger: Bytes::new() }
+    }
+
+    /// What the shard remembered beside these rows, encoded.
+    #[must_use]
+    pub fn ledger(&self) -> &Bytes {
+        &self.ledger
     }
 
     /// The row of `key`.

@@ -1,10 +1,11 @@
 //! A shard's rows as readers see them: a table in memory that takes applied writes, a sealed one that is on its way to
 //! redb, and redb. Pure but for what [`Base`] reads.
 //!
-//! Invariants of [`View`]: `applied` and `revision` belong to exactly the writes that are in it; a row in `active` hides
+//! Invariants of [`View`]: `applied`, `revision` and `ledger` belong to exactly the writes that are in it; a row in `active` hides
 //! one in `sealed`, and that one hides the one in `base`.
 
 use crate::log::Mark;
+use crate::machine::Ledger;
 use crate::store::{Base, StoreError};
 use bytes::Bytes;
 use shkv_proto::merge::Row;
@@ -99,6 +100,8 @@ pub struct View {
     pub applied: Mark,
     /// The mutations that are in it.
     pub revision: u64,
+    /// What the shard remembers beside its rows, as of the same entry.
+    pub ledger: Ledger,
 }
 
 /// A page of rows.
@@ -110,6 +113,8 @@ pub struct Page {
     pub next: Option<Vec<u8>>,
     /// The revision that the page was read at.
     pub revision: u64,
+    /// Whether a transaction held a key of the part of the range that it covers.
+    pub is_locked: bool,
 }
 
 /// How much a page may hold.
@@ -157,7 +162,9 @@ impl View {
                 memory.push((Bytes::copy_from_slice(key), slot.clone()));
             }
         }
-        PageReader { memory, cut, base: self.base.clone(), revision: self.revision }
+        let locked =
+            range_of(scan).and_then(|range| self.ledger.locks.first_in(range, scan.reverse)).map(<[u8]>::to_vec);
+        PageReader { memory, cut, base: self.base.clone(), revision: self.revision, locked }
     }
 }
 
@@ -205,6 +212,8 @@ pub struct PageReader {
     cut: bool,
     base: Base,
     revision: u64,
+    /// The first locked key of the range, in the scan's direction.
+    locked: Option<Vec<u8>>,
 }
 
 impl PageReader {
@@ -260,6 +269,11 @@ impl PageReader {
         };
         let last = removed_behind.as_ref().or(page.rows.last().map(|row| &row.key));
         page.next = last.filter(|_| !done).map(|key| after_key(key, scan.reverse));
+        page.is_locked = match (&self.locked, &page.next) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(locked), Some(next)) => (locked < next) != scan.reverse,
+        };
         Ok(page)
     }
 }
@@ -319,7 +333,9 @@ mod tests {
 
     fn flush(view: &mut View, store: &Store) {
         if let Some(table) = view.sealed.take() {
-            store.flush(&[Flush { shard: SHARD, meta: meta(view.revision), table }]).unwrap();
+            store
+                .flush(&[Flush { shard: SHARD, meta: meta(view.revision), table, ledger: Ledger::default() }])
+                .unwrap();
             view.base = store.base(SHARD).unwrap();
         }
     }
@@ -336,7 +352,7 @@ mod tests {
             let (store, _) = Store::open(&crate::ground::Rows::Folder(crate::disk::RealDisk(folder.path().to_owned())), 1 << 20).unwrap();
             store.create_replica(SHARD, &meta(0)).unwrap();
             let base = store.base(SHARD).unwrap();
-            let mut view = View { active: Table::default(), sealed: None, base, applied: Mark::default(), revision: 0 };
+            let mut view = View { active: Table::default(), sealed: None, base, applied: Mark::default(), revision: 0, ledger: Ledger::default() };
             let mut model = BTreeMap::new();
             for step in steps {
                 match step {

@@ -1,4 +1,5 @@
-//! What nodes cost that have nothing to do, and how long a new replica takes. Not claims but measurements; run them with
+//! What writes cost in entries and syncs; and measurements, which claim nothing, of what nodes cost that have nothing to
+//! do, and how long a new replica takes:
 //! `cargo test --release -p shkv-node --test costs -- --ignored --nocapture --test-threads 1`.
 
 #![expect(
@@ -14,7 +15,9 @@ use common::{CLUSTER, Group, KEYSPACE, PATIENCE, small, soon};
 use shkv_node::{Node, NodeConfig, Tuning};
 use shkv_proto::link::Link;
 use shkv_proto::map::Part;
-use shkv_proto::message::{Beat, CreateReplica, Hello, NodeStatus, Role};
+use shkv_proto::message::{
+    Batch, BatchDone, BatchOp, Beat, Condition, CreateReplica, Hello, NodeStatus, Role, Write, WriteDone, WriteId,
+};
 use shkv_proto::{Frame, Header, Kind, ReplicaId, ShardId, codec};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -118,4 +121,45 @@ async fn what_a_snapshot_of_fifty_megabytes_takes() {
     group.fill(1, 2, &[1], &[(1, 0)]).await;
     let status = group.until(1, |status| status.replicas[0].revision == 1_600).await;
     println!("{} snapshot(s), filled after {:?}", status.replicas[0].snapshots_installed, time.elapsed());
+}
+
+/// Entries and fdatasyncs that writes cost, one behind the other, on a replica alone: there is nothing else that writes.
+async fn cost_of(group: &Group, write: impl AsyncFn(u64)) -> (u64, u64) {
+    let look = async || {
+        let status = group.introduce().await.swap_remove(0);
+        (status.replicas[0].log_last, status.log_syncs)
+    };
+    write(0).await; // whatever an election has left to do is done
+    let before = look().await;
+    for n in 1..=WRITES {
+        write(n).await;
+    }
+    let after = look().await;
+    (after.0 - before.0, after.1 - before.1)
+}
+
+const WRITES: u64 = 40;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_costs_a_write_of_one_shard_no_entry_and_no_sync() {
+    let tuning = Tuning { table_bytes: 64 << 20, log_segment_bytes: 4 << 20, log_retain_bytes: 64 << 20, ..small() };
+    let group = &Group::new(1, tuning).await;
+    let put = |id: Option<WriteId>| {
+        let write = Write { keyspace: KEYSPACE, key: b"key", condition: Condition::Always, id };
+        async move { drop(group.at_leader::<WriteDone>(Kind::Put, &write, b"value").await) }
+    };
+    let id = |client, n| Some(WriteId { client, sequence: n + 1, answered: n, age_ms: 0 });
+    let batch = |n: u64, id: Option<WriteId>| async move {
+        let (a, b) = (format!("a{n}"), format!("b{n}"));
+        let ops = vec![
+            BatchOp::Put { key: a.as_bytes(), value_bytes: 1, condition: Condition::Absent },
+            BatchOp::Read { key: b.as_bytes() },
+        ];
+        let _ = group.at_leader::<BatchDone>(Kind::Batch, &Batch { keyspace: KEYSPACE, ops, id }, b"v").await;
+    };
+    let plain = cost_of(group, async |_| put(None).await).await;
+    assert_eq!(plain, (WRITES, WRITES), "a write is an entry, and an entry a sync");
+    assert_eq!(cost_of(group, async |n| put(id(1, n)).await).await, plain);
+    assert_eq!(cost_of(group, async |n| batch(n, None).await).await, plain);
+    assert_eq!(cost_of(group, async |n| batch(1_000 + n, id(2, n)).await).await, plain);
 }

@@ -94,6 +94,12 @@ kinds! {
     SnapshotChunk = 50,
     /// The end of a snapshot stream.
     SnapshotEnd = 51,
+    /// Check and lock a shard's part of a batch over several shards.
+    Prepare = 52,
+    /// Write what was prepared, or drop it.
+    Finish = 53,
+    /// Ask what became of a transaction.
+    Resolve = 54,
 }
 
 /// The fixed part of a frame, without its lengths and check.

@@ -17,6 +17,7 @@ pub mod outbox;
 pub mod retry;
 pub mod ring;
 pub mod route;
+pub mod rows;
 pub mod session;
 pub mod world;
 

@@ -12,13 +12,13 @@ use crate::limits::{CREDIT_REQUESTS, DEADLINE_MS_MAX};
 use crate::message::{Failure, Hello, Welcome};
 use crate::outbox::{Outbox, SharedStream};
 use crate::session::{self, Session, SessionError, failure_of};
-use crate::world;
 use crate::world::net::OwnedWriteHalf;
+use crate::world::{self, news::News};
 use parking_lot::Mutex;
 use rand::RngExt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
@@ -68,7 +68,7 @@ struct Shared {
     addr: String,
     state: Mutex<State>,
     credit: Semaphore,
-    phases: watch::Sender<u64>,
+    phases: News,
     retry_now: Notify,
     sweep: Notify,
 }
@@ -101,7 +101,7 @@ impl Link {
             addr: addr.into(),
             state: Mutex::new(State { phase: Phase::Connecting, waiters: Waiters::default() }),
             credit: Semaphore::new(CREDIT_REQUESTS as usize),
-            phases: watch::Sender::new(0),
+            phases: News::default(),
             retry_now: Notify::new(),
             sweep: Notify::new(),
         });
@@ -143,9 +143,8 @@ impl Link {
     /// # Errors
     /// [`LinkError::NotSent`] when the attempt under way fails, or at `deadline`.
     pub async fn connected(&self, deadline: Instant) -> Result<Arc<Welcome>, LinkError> {
-        let mut phases = self.shared.phases.subscribe();
+        let mut phases = self.shared.phases.listen();
         loop {
-            phases.mark_unchanged();
             match &self.shared.state.lock().phase {
                 Phase::Up { welcome, .. } => return Ok(welcome.clone()),
                 Phase::Down { error } => return Err(LinkError::NotSent(error.clone())),
@@ -153,8 +152,7 @@ impl Link {
             }
             tokio::time::timeout_at(deadline, phases.changed())
                 .await
-                .map_err(|_| LinkError::NotSent(format!("{} did not answer in time", self.shared.addr)))?
-                .map_err(|_| LinkError::NotSent("the link was closed".into()))?;
+                .map_err(|_| LinkError::NotSent(format!("{} did not answer in time", self.shared.addr)))?;
         }
     }
 
@@ -305,7 +303,7 @@ impl Shared {
 
     fn enter(&self, phase: Phase) {
         self.state.lock().phase = phase;
-        self.phases.send_modify(|n| *n += 1);
+        self.phases.tell();
     }
 
     /// The connection is gone: everybody who waits is told.
@@ -318,7 +316,7 @@ impl Shared {
             state.phase = Phase::Down { error: error.to_owned() };
             state.waiters.take_all()
         };
-        self.phases.send_modify(|n| *n += 1);
+        self.phases.tell();
         self.credit.add_permits(waiters.len());
         for done in waiters {
             done(Err(LinkError::Lost(error.to_owned())));

@@ -7,9 +7,9 @@ use shkv_proto::codec;
 use shkv_proto::limits::{FRAME_BYTES_MAX, Limits};
 use shkv_proto::map::{KeyspaceInfo, NodeInfo, Part, ShardInfo};
 use shkv_proto::message::{
-    Batch, BatchDone, BatchOp, ChangeReplicas, Condition, Consistency, EntryHead, Failure, Get, GetDone, Hello,
-    MapDone, RaftMessage, RefusalCode, Role, RowHead, RowRead, Scan, ScanDone, SnapshotChunk, Welcome, Write,
-    WriteDone, WriteId,
+    Batch, BatchDone, BatchOp, ChangeReplicas, Condition, Consistency, EntryHead, Failure, Finish, FinishDone, Get,
+    GetDone, Hello, MapDone, Prepare, PrepareDone, RaftMessage, RefusalCode, Resolve, ResolveDone, Role, RowHead,
+    RowRead, Scan, ScanDone, SnapshotChunk, TxnId, Welcome, Write, WriteDone, WriteId,
 };
 use shkv_proto::{ClusterId, Epoch, Frame, Header, Kind, Map, NodeId, ReplicaId, ShardId};
 use shkv_proto::{KeyspaceId, message::MAGIC};
@@ -107,6 +107,24 @@ fn rows() -> [Example; 9] {
     ]
 }
 
+fn transactions() -> [Example; 6] {
+    let txn = TxnId { shard: ShardId(3), term: 4, number: 300 };
+    let ops =
+        vec![BatchOp::Put { key: b"z", value_bytes: 2, condition: Condition::Absent }, BatchOp::Read { key: b"y" }];
+    let prepare = Prepare { txn, keyspace: KEYSPACE, ops };
+    let prepared = PrepareDone { removed: 0, rows: vec![Some(RowRead { version: 11, value_bytes: 1 })] };
+    [
+        example("Prepare", routed(Kind::Prepare), &prepare, b"v1", |head| read::<Prepare<'_>>(head)),
+        example("PrepareDone", answer(Kind::Done), &prepared, b"w", |head| read::<PrepareDone>(head)),
+        example("Finish", routed(Kind::Finish), &Finish { txn, commit: true }, b"", |head| read::<Finish>(head)),
+        example("FinishDone", answer(Kind::Done), &FinishDone { revision: 12 }, b"", |head| read::<FinishDone>(head)),
+        example("Resolve", routed(Kind::Resolve), &Resolve { txn }, b"", |head| read::<Resolve>(head)),
+        example("ResolveDone", answer(Kind::Done), &ResolveDone { commit: true }, b"", |head| {
+            read::<ResolveDone>(head)
+        }),
+    ]
+}
+
 fn failures() -> [Example; 8] {
     let failed = |name, failure: &Failure| {
         example(name, answer(Kind::Failed), failure, b"", |head| {
@@ -178,7 +196,7 @@ fn cluster() -> [Example; 4] {
 }
 
 fn examples() -> Vec<Example> {
-    handshake().into_iter().chain(rows()).chain(failures()).chain(cluster()).collect()
+    handshake().into_iter().chain(rows()).chain(transactions()).chain(failures()).chain(cluster()).collect()
 }
 
 /// What the document says of a frame.

@@ -176,7 +176,7 @@ proptest! {
     }
 
     #[test]
-    fn heads_that_name_a_key_survive_a_round_trip_and_begin_alike(keyspace: u32, key in some_bytes(), consistency in consistency(), ops in batch_ops(), id in of(write_id()), revision in number(), removed: u32, done in batch_done()) {
+    fn heads_that_name_a_key_survive_a_round_trip_and_begin_alike(keyspace: u32, key in some_bytes(), consistency in consistency(), ops in batch_ops(), id in of(write_id()), revision in number(), removed: u32, done in batch_done(), txn in txn_id()) {
         let keyspace = KeyspaceId(keyspace);
         let get = codec::encode(&Get { keyspace, key: &key, consistency }).expect("a small head");
         let write = codec::encode(&Write { keyspace, key: &key, condition: Condition::Absent, id }).expect("a small head");
@@ -192,6 +192,15 @@ proptest! {
         harness::message(&head);
         round_trip(&WriteDone { revision, removed })?;
         round_trip(&done)?;
+        let prepare = Prepare { txn, keyspace, ops: ops.iter().map(batch_op).collect() };
+        let head = codec::encode(&prepare).expect("a small head");
+        prop_assert_eq!(codec::decode_borrowed(&head).ok(), Some(prepare));
+        harness::message(&head);
+        round_trip(&PrepareDone { removed, rows: done.rows })?;
+        round_trip(&Finish { txn, commit: removed % 2 == 0 })?;
+        round_trip(&FinishDone { revision })?;
+        round_trip(&Resolve { txn })?;
+        round_trip(&ResolveDone { commit: removed % 2 == 0 })?;
     }
 
     #[test]

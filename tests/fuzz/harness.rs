@@ -42,7 +42,7 @@ pub fn message(bytes: &[u8]) {
 }
 
 /// One for each type that is a head, or the list that is.
-pub const DECODERS: [fn(&[u8]); 24] = [
+pub const DECODERS: [fn(&[u8]); 30] = [
     |bytes| {
         if let Some(hello) = owned::<Hello>(bytes) {
             let _ = hello.version_in_common();
@@ -66,6 +66,12 @@ pub const DECODERS: [fn(&[u8]); 24] = [
     borrowed::<KeyPrefixOf>,
     decoder::<WriteDone>,
     decoder::<BatchDone>,
+    borrowed::<PrepareOf>,
+    decoder::<PrepareDone>,
+    decoder::<Finish>,
+    decoder::<FinishDone>,
+    decoder::<Resolve>,
+    decoder::<ResolveDone>,
     |bytes| {
         if let Some(done) = owned::<MapDone>(bytes) {
             map(done.map);
@@ -143,7 +149,7 @@ macro_rules! borrowing {
         $(struct $of; impl Borrowing for $of { type Of<'a> = $name<'a>; })*
     };
 }
-borrowing!(GetOf = Get, WriteOf = Write, BatchOf = Batch, KeyPrefixOf = KeyPrefix);
+borrowing!(GetOf = Get, WriteOf = Write, BatchOf = Batch, KeyPrefixOf = KeyPrefix, PrepareOf = Prepare);
 
 fn borrowed<B: Borrowing>(bytes: &[u8]) {
     let Ok((value, used)) = codec::decode_borrowed_prefix::<B::Of<'_>>(bytes) else {

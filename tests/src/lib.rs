@@ -6,10 +6,12 @@
     reason = "tests start processes, wait, and fail where they cannot go on"
 )]
 
+pub mod http;
 pub mod judge;
 pub mod load;
 pub mod proxy;
 pub mod registers;
+pub mod sim;
 
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -176,8 +178,16 @@ impl Server {
     /// # Errors
     /// Its words.
     pub fn try_start(binary: &Path, args: &[&str]) -> Result<Self, String> {
+        Self::try_start_with(binary, args, &[])
+    }
+
+    /// The same, with more in its environment.
+    ///
+    /// # Errors
+    /// Its words.
+    pub fn try_start_with(binary: &Path, args: &[&str], environment: &[(&str, &str)]) -> Result<Self, String> {
         let mut command = Command::new(binary);
-        command.args(args).args(["--output", "json"]);
+        command.args(args).args(["--output", "json"]).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let mut output = BufReader::new(child.stdout.take().expect("a pipe was asked for"));

@@ -214,6 +214,10 @@ pub(crate) async fn admin(cluster: &Arc<Cluster>, wish: Admin) -> Result<AdminDo
             change(cluster, |state| wishes::create_keyspace(state, &looked(state), name, *replicas, shards)).await?
         }
         Admin::DropKeyspace { name } => change(cluster, |state| wishes::drop_keyspace(state, name)).await?,
+        Admin::Pin { shard, nodes } => change(cluster, |state| wishes::pin(state, *shard, nodes)).await?,
+        Admin::Recut { keyspace, remove, shards } => {
+            change(cluster, |state| wishes::recut(state, &looked(state), keyspace, remove, shards)).await?
+        }
     };
     Ok(AdminDone { epoch: cluster.routes().map().epoch, names })
 }

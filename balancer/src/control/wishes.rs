@@ -10,7 +10,7 @@ use shkv_proto::limits::{
 };
 use shkv_proto::map::{DEFAULT_KEYSPACE, KeyspaceInfo, NodeInfo, NodeState, ShardInfo};
 use shkv_proto::message::{Failure, Join, NewShard, NodeHealth, RefusalCode};
-use shkv_proto::{KeyspaceId, NodeId, ShardId};
+use shkv_proto::{KeyspaceId, Map, NodeId, ShardId};
 use std::collections::BTreeSet;
 
 /// When a node comes back whose name is that of a node that may be down or not.
@@ -283,11 +283,30 @@ pub(crate) fn create_keyspace(
         return refuse(RefusalCode::Conflict, text);
     }
     let id = map.next_keyspace;
+    let mut after = place_shards(state, seen, map.clone(), id, replicas, shards)?;
+    after.keyspaces.push(KeyspaceInfo { id, name: name.to_owned(), replicas });
+    after.next_keyspace = KeyspaceId(id.0 + 1);
+    if let Err(why) = after.check() {
+        return refuse(RefusalCode::Malformed, format!("keyspace {name:?}: {why}"));
+    }
+    state.map = after;
+    Ok(vec![name.to_owned()])
+}
+
+/// The map with new shards of a keyspace, each on nodes that are up.
+fn place_shards(
+    state: &State,
+    seen: &Seen,
+    mut after: Map,
+    id: KeyspaceId,
+    replicas: u32,
+    shards: &[NewShard],
+) -> Result<Map, Failure> {
+    let map = &state.map;
     let is_up = |node: &&NodeInfo| {
         node.state == NodeState::Up && seen.nodes.get(&node.id).is_some_and(|heard| heard.health == NodeHealth::Up)
     };
-    let mut after = map.clone();
-    let mut anywhere = Loads::of(map, map.nodes.iter().filter(is_up));
+    let mut anywhere = Loads::of(&after, map.nodes.iter().filter(is_up));
     for (at, new) in shards.iter().enumerate() {
         check_pinned(state, at, new)?;
         let pinned = map.nodes.iter().filter(is_up).filter(|node| new.pinned.contains(&node.name));
@@ -310,8 +329,49 @@ pub(crate) fn create_keyspace(
         after.next_shard = ShardId(after.next_shard.0 + 1);
         after.shards.push(placed);
     }
-    after.keyspaces.push(KeyspaceInfo { id, name: name.to_owned(), replicas });
-    after.next_keyspace = KeyspaceId(id.0 + 1);
+    Ok(after)
+}
+
+/// Which nodes are to keep a shard; the controller moves it there.
+///
+/// # Errors
+/// Refusals; nothing is changed then.
+pub(crate) fn pin(state: &mut State, shard: ShardId, nodes: &[String]) -> Result<Vec<String>, Failure> {
+    let Some(info) = state.map.shard(shard).filter(|info| info.keyspace != KeyspaceId::SYSTEM) else {
+        return refuse(RefusalCode::NotFound, format!("there is no shard {shard} that could be pinned"));
+    };
+    check_pinned(state, shard.0 as usize, &NewShard { part: info.part.clone(), pinned: nodes.to_vec() })?;
+    if let Some(info) = state.map.shards.iter_mut().find(|info| info.id == shard) {
+        info.pinned = nodes.to_vec();
+    }
+    Ok(nodes.to_vec())
+}
+
+/// Other shards of a keyspace in place of some.
+///
+/// # Errors
+/// Refusals; nothing is changed then.
+pub(crate) fn recut(
+    state: &mut State,
+    seen: &Seen,
+    name: &str,
+    remove: &[ShardId],
+    shards: &[NewShard],
+) -> Result<Vec<String>, Failure> {
+    let Some(keyspace) = state.map.keyspace(name).cloned() else {
+        return refuse(RefusalCode::NotFound, format!("there is no keyspace {name:?}"));
+    };
+    let mut after = state.map.clone();
+    for shard in remove {
+        if after.shard(*shard).is_none_or(|info| info.keyspace != keyspace.id) {
+            return refuse(RefusalCode::NotFound, format!("keyspace {name:?} has no shard {shard}"));
+        }
+        after.shards.retain(|info| info.id != *shard);
+    }
+    if after.shards.len() + shards.len() > MAP_SHARDS_MAX {
+        return refuse(RefusalCode::Conflict, format!("a cluster has at most {MAP_SHARDS_MAX} shards"));
+    }
+    let after = place_shards(state, seen, after, keyspace.id, keyspace.replicas, shards)?;
     if let Err(why) = after.check() {
         return refuse(RefusalCode::Malformed, format!("keyspace {name:?}: {why}"));
     }

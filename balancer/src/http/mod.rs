@@ -1,153 +1,161 @@
-//! The HTTP listener: whether the process lives, whether the cluster is ready, and the metrics.
+//! The HTTP front end: five systems' routes and our own over one store.
 //!
-//! It says nothing of rows. What it answers is JSON, but for the metrics.
+//! Each system has a file with its routes; here they are put together. A listener is the balancer's, or that of one node:
+//! the routes are the same, only [`Front::this`] differs. Nothing is decided here that the store does not decide.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: waits when the system refuses to accept")]
+mod answer;
+mod asked;
+mod batch;
+mod catalog;
+mod causal;
+mod database;
+pub(crate) mod doors;
+mod health;
+mod listen;
+mod look;
+mod manners;
+pub(crate) mod members;
+mod nodes;
+mod openapi;
+mod own;
+mod pool;
+mod servers;
+mod store;
+mod stream;
+mod tables;
+mod txn;
 
 use crate::cluster::Cluster;
-use crate::health::Lacks;
+use answer::Envelope;
+use asked::Raw;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, Uri, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use serde::Serialize;
-use shkv_proto::world::net::{TcpListener, TcpStream};
-use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::Response;
+use axum::routing::{delete, post};
+pub(crate) use listen::serve;
+use serde_json::Value;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use store::{Ask, Store};
+use tokio::sync::Semaphore;
 
-/// Most HTTP connections at a time; the next ones wait to be accepted.
-const CONNECTIONS_MAX: usize = 1_024;
-/// Pause after the system has refused to accept.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// What Prometheus expects of the text format.
-const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Most connections at a time of one listener; the next ones wait to be accepted.
+const CONNECTIONS_MAX: usize = 4_096;
+/// Memory for bodies that have arrived or are arriving, in KiB; the next ones wait to be read.
+const BODIES_KIB_MAX: usize = 256 << 10;
 
-/// Serves until the balancer stops.
-pub(crate) async fn serve(cluster: Arc<Cluster>, listener: TcpListener) {
-    let stop = cluster.stop.clone();
-    let router = Router::new()
-        .route("/livez", get(|| async { "ok" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .fallback(|uri: Uri| async move { not_found(&uri) })
-        .with_state(cluster);
-    let listener = Bounded { listener, room: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
-    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
-    if let Err(error) = serving.await {
-        tracing::error!(%error, "the HTTP listener ended");
-    }
+/// How the dialects answer where their clients differ.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Dialects {
+    /// The edition of the causal store.
+    pub kvs: KvsDialect,
+    /// The form of the batch proxy's answer to `/set`.
+    pub set: SetShape,
 }
 
-/// The answer of `/readyz`.
-#[derive(Serialize)]
-struct Readiness {
-    ready: bool,
-    #[serde(flatten)]
-    lacks: Lacks,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trouble: Option<String>,
+/// The edition of the causal store that a listener speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum KvsDialect {
+    /// Lists are strings joined by commas, ids of shards are strings.
+    #[default]
+    Of2019,
+    /// Lists are JSON arrays.
+    Of2020,
 }
 
-async fn ready(State(cluster): State<Arc<Cluster>>) -> Response {
-    let lacks = cluster.lacks();
-    let ready = lacks.is_ready();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json(status, &Readiness { ready, lacks, trouble: cluster.trouble() })
+/// The form of the batch proxy's answer to `/set`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SetShape {
+    /// An object.
+    #[default]
+    Object,
+    /// An array of one object.
+    Array,
 }
 
-async fn metrics(State(cluster): State<Arc<Cluster>>) -> Response {
-    cluster.gauge();
-    match cluster.metrics.text() {
-        Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
-        Err(error) => json(StatusCode::INTERNAL_SERVER_ERROR, &Problem { error: error.to_string() }),
-    }
+/// What every handler has at hand.
+#[derive(Clone, Debug)]
+pub(crate) struct Front {
+    /// The rows.
+    pub(crate) store: Store,
+    /// The name of the node whose listener this is; `None` at the balancer's.
+    pub(crate) this: Option<Arc<str>>,
+    /// How the dialects answer.
+    pub(crate) dialects: Dialects,
+    /// The nodes as the load balancer numbers them.
+    pub(crate) pool: Arc<pool::Pool>,
+    /// The nodes' own listeners.
+    pub(crate) doors: Arc<doors::Doors>,
+    /// Memory for bodies, in KiB.
+    pub(crate) bodies: Arc<Semaphore>,
 }
 
-fn not_found(uri: &Uri) -> Response {
-    json(StatusCode::NOT_FOUND, &Problem { error: format!("there is nothing at {}", uri.path()) })
-}
-
-#[derive(Serialize)]
-struct Problem {
-    error: String,
-}
-
-fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
-    match serde_json::to_string(body) {
-        Ok(text) => (status, [(header::CONTENT_TYPE, "application/json")], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
-}
-
-/// A listener that accepts no more connections than there is room for.
-struct Bounded {
-    listener: TcpListener,
-    room: Arc<Semaphore>,
-}
-
-impl axum::serve::Listener for Bounded {
-    type Io = Held;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Held, SocketAddr) {
-        let permit = self.room.clone().acquire_owned().await.ok(); // the semaphore is never closed
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, addr)) => return (Held { stream, _permit: permit }, addr),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept an HTTP connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
+impl Front {
+    /// The front end of a cluster, at the balancer.
+    pub(crate) fn new(cluster: Arc<Cluster>, dialects: Dialects) -> Self {
+        Self {
+            store: Store::new(cluster),
+            this: None,
+            dialects,
+            pool: Arc::default(),
+            doors: Arc::default(),
+            bodies: Arc::new(Semaphore::new(BODIES_KIB_MAX)),
         }
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    /// The same as a node.
+    pub(crate) fn at(&self, node: &str) -> Self {
+        Self { this: Some(node.into()), ..self.clone() }
     }
 }
 
-/// A connection that holds its place until it is dropped.
-struct Held {
-    stream: TcpStream,
-    _permit: Option<OwnedSemaphorePermit>,
+/// All routes with all manners. `room` are the places for connections of the listener.
+fn router(front: Front, room: Arc<Semaphore>) -> Router {
+    let routes = Router::new()
+        .merge(health::routes())
+        .merge(own::routes())
+        .merge(txn::routes())
+        .merge(look::routes())
+        .merge(openapi::routes())
+        .merge(nodes::routes())
+        .merge(batch::routes())
+        .merge(database::routes())
+        .merge(causal::routes())
+        .route("/add", post(add).get(nodes::add_by_get))
+        .route("/rm", delete(remove).post(remove))
+        .fallback(unknown);
+    manners::around(routes.with_state(front), room)
 }
 
-impl AsyncRead for Held {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+/// `/add` is the database's if it names servers or shards, else the load balancer's.
+async fn add(State(front): State<Front>, ask: Ask, raw: Raw) -> Response {
+    match raw.json::<Value>() {
+        Err(text) => Envelope::Status.problem(StatusCode::BAD_REQUEST, &text),
+        Ok(body) if body.get("servers").is_some() || body.get("new_shards").is_some() => {
+            database::add(&front, body, &ask).await
+        }
+        Ok(body) => nodes::add(&front, body).await,
     }
 }
 
-impl AsyncWrite for Held {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+/// `/rm` is the database's if it names servers, else the load balancer's.
+async fn remove(State(front): State<Front>, ask: Ask, raw: Raw) -> Response {
+    match raw.json::<Value>() {
+        Err(text) => Envelope::Status.problem(StatusCode::BAD_REQUEST, &text),
+        Ok(body) if body.get("servers").is_some() => database::remove(&front, body, &ask).await,
+        Ok(body) => nodes::remove(&front, body).await,
     }
+}
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+/// What nobody has a route for: each system has its own words.
+async fn unknown(method: Method, uri: Uri) -> Response {
+    let path = uri.path();
+    match Envelope::of(path) {
+        Envelope::Causal => {
+            let text = "Visit the /key-value-store/{key_query} endpoint to query the key store table";
+            answer::text_answer(StatusCode::NOT_FOUND, text)
+        }
+        Envelope::Status if method == Method::GET || method == Method::HEAD => nodes::no_endpoint(path),
+        envelope => envelope.problem(StatusCode::NOT_FOUND, &format!("there is nothing at {path}")),
     }
 }

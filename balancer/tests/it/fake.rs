@@ -9,9 +9,9 @@ use shkv_proto::limits::Limits;
 use shkv_proto::link::{CallError, Link};
 use shkv_proto::map::Part;
 use shkv_proto::message::{
-    Batch, BatchOp, Beat, ChangeReplicas, Condition, Consistency, Controller, CountDone, CreateReplica, Failure, Get,
-    GetDone, GroupStatus, Hello, Join, JoinDone, MapDone, NodeStatus, RemoveReplica, ReplicaStatus, Role, RowHead,
-    Scan, ScanDone, TransferLeader, Welcome, Write, WriteDone,
+    Batch, BatchDone, BatchOp, Beat, ChangeReplicas, Condition, Consistency, Controller, CountDone, CreateReplica,
+    Failure, Get, GetDone, GroupStatus, Hello, Join, JoinDone, MapDone, NodeStatus, RemoveReplica, ReplicaStatus, Role,
+    RowHead, Scan, ScanDone, TransferLeader, Welcome, Write, WriteDone,
 };
 use shkv_proto::outbox::Outbox;
 use shkv_proto::{ClusterId, Epoch, Frame, Header, KeyspaceId, Kind, Map, NodeId, ReplicaId, ShardId, codec, session};
@@ -542,7 +542,8 @@ impl Inner {
                     controlled.push(result.clone());
                 }
                 result?;
-                (codec::encode(&WriteDone { revision: shard.revision, removed: 0 }).unwrap(), Bytes::new())
+                let done = BatchDone { removed: 0, revisions: vec![(id, shard.revision)], rows: vec![] };
+                (codec::encode(&done).unwrap(), Bytes::new())
             }
             Kind::Scan => {
                 let scan: Scan = codec::decode(&frame.head).unwrap();

@@ -5,7 +5,8 @@ use crate::setup::{Setup, ask, client, get, put, setup};
 use shkv_balancer::Bootstrap;
 use shkv_proto::link::done_or_failure;
 use shkv_proto::message::{
-    Batch, BatchOp, Beat, Condition, Consistency, Failure, Get, Hello, RefusalCode, Role, StatusDone, Write, WriteDone,
+    Batch, BatchDone, BatchOp, Beat, Condition, Consistency, Failure, Get, Hello, RefusalCode, Role, StatusDone, Write,
+    WriteId,
 };
 use shkv_proto::{Epoch, Frame, Header, KeyspaceId, Kind, NodeId, ShardId, codec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -131,27 +132,62 @@ async fn a_read_from_a_node_that_falls_silent_is_answered_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_goes_to_its_one_shard_or_is_refused() {
+async fn a_batch_goes_to_the_leader_of_the_lowest_of_its_shards() {
     let setup = setup(3, LAYOUT).await;
     let keys: Vec<Vec<u8>> = (0..64_u8).map(|n| vec![b'k', n]).collect();
     let here = setup.world.shard_of(&keys[0]);
-    let (same, other): (Vec<_>, Vec<_>) = keys.iter().partition(|key| setup.world.shard_of(key) == here);
+    let same: Vec<_> = keys.iter().filter(|key| setup.world.shard_of(key) == here).collect();
     let batch = |keys: Vec<&Vec<u8>>| {
         let ops = keys.iter().map(|key| BatchOp::Put { key, value_bytes: 1, condition: Condition::Always }).collect();
         codec::encode(&Batch { keyspace: KEYSPACE, ops, id: None }).unwrap()
     };
-    for shard in [ShardId::UNROUTED, here] {
-        let answer = ask(&setup.client, Kind::Batch, shard, batch(same.clone()), vec![7; same.len()]).await;
-        let done: WriteDone = codec::decode(&done_or_failure(answer).unwrap().head).unwrap();
-        assert!(done.revision >= same.len() as u64);
+    let highest = keys.iter().max_by_key(|key| setup.world.shard_of(key)).unwrap();
+    let lowest = keys.iter().min_by_key(|key| setup.world.shard_of(key)).unwrap();
+    let wide = || vec![highest, lowest, &keys[0]];
+    let asked = [
+        (ShardId::UNROUTED, same.clone(), here),
+        (here, same, here),
+        (ShardId::UNROUTED, wide(), setup.world.shard_of(lowest)),
+        (ShardId::UNROUTED, wide().into_iter().rev().collect(), setup.world.shard_of(lowest)),
+    ];
+    for (shard, keys, expected) in asked {
+        let values = vec![7; keys.len()];
+        let answer = done_or_failure(ask(&setup.client, Kind::Batch, shard, batch(keys), values).await).unwrap();
+        let done: BatchDone = codec::decode(&answer.head).unwrap();
+        assert_eq!((answer.header.shard, done.revisions[0].0), (expected, expected));
+        assert!(!setup.node(setup.world.leader(expected)).seen(Kind::Batch).is_empty());
     }
-    for keys in [vec![same[0], other[0]], vec![]] {
-        let tail = vec![7; keys.len()];
-        let answer = ask(&setup.client, Kind::Batch, ShardId::UNROUTED, batch(keys), tail).await;
-        let failure = done_or_failure(answer).unwrap_err();
-        assert!(matches!(failure, Failure::Refusal { code: RefusalCode::BatchLimits, .. }), "{failure}");
+    let answer = ask(&setup.client, Kind::Batch, ShardId::UNROUTED, batch(vec![]), vec![]).await;
+    let failure = done_or_failure(answer).unwrap_err();
+    assert!(matches!(failure, Failure::Refusal { code: RefusalCode::BatchLimits, .. }), "{failure}");
+    assert_eq!(setup.seen(Kind::Batch), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_with_an_id_is_sent_again_when_its_answer_is_lost_and_says_how_old_it_is() {
+    let setup = setup(3, LAYOUT).await;
+    let (leader, _) = leader_and_other(&setup);
+    let id = WriteId { client: 9, sequence: 4, answered: 2, age_ms: 30 };
+    let put = Write { keyspace: KEYSPACE, key: KEY, condition: Condition::Always, id: Some(id) };
+    let ops = vec![BatchOp::Put { key: KEY, value_bytes: 1, condition: Condition::Always }];
+    let batch = Batch { keyspace: KEYSPACE, ops, id: Some(id) };
+    for (kind, head) in [(Kind::Put, codec::encode(&put).unwrap()), (Kind::Batch, codec::encode(&batch).unwrap())] {
+        for order in [Order::DropAfter, Order::DropBefore, Order::Answer(Failure::unknown("a test says so"))] {
+            let before = setup.node(leader).seen(kind).len();
+            setup.node(leader).order(order);
+            let answer = ask(&setup.client, kind, ShardId::UNROUTED, head.clone(), vec![7]).await;
+            done_or_failure(answer).unwrap();
+            let seen = setup.node(leader).seen(kind).split_off(before);
+            let id_of = |frame: &Frame| match kind {
+                Kind::Put => codec::decode_borrowed::<Write<'_>>(&frame.head).unwrap().id.unwrap(),
+                _ => codec::decode_borrowed::<Batch<'_>>(&frame.head).unwrap().id.unwrap(),
+            };
+            let [first, .., last] = &seen[..] else { panic!("it was sent {} times", seen.len()) };
+            assert_eq!(id_of(first), id);
+            assert_eq!(WriteId { age_ms: 30, ..id_of(last) }, id, "it is the same write");
+            assert!(id_of(last).age_ms > 30 && last.tail == first.tail);
+        }
     }
-    assert_eq!(setup.seen(Kind::Batch), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

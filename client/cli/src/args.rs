@@ -87,7 +87,10 @@ pub enum Command {
     /// Read one row
     Get(Key),
     /// Remove one row
-    Del(Key),
+    Del(Del),
+    /// Check, read and write several rows in one step, as standard input says in JSON
+    #[command(after_help = crate::txn::HELP)]
+    Txn,
     /// Read rows in order
     Range(Range),
     /// Count rows
@@ -123,6 +126,9 @@ impl Command {
     }
 }
 
+/// The name of a node that is given none.
+pub const NAME_DEFAULT: &str = "Server0";
+
 #[derive(Debug, Args)]
 pub struct Up {
     /// Number of nodes [default: 3, later those that are in the data directory]
@@ -139,6 +145,11 @@ pub struct Up {
     /// Where the balancer listens for HTTP
     #[arg(long, default_value = "127.0.0.1:8080")]
     pub http: String,
+    /// Where the first node's own HTTP listener is; the others have the next ports, or any with port 0. None unless named
+    #[arg(long, value_parser = address)]
+    pub node_http: Option<String>,
+    #[command(flatten)]
+    pub dialects: Dialects,
     /// How nodes are run
     #[arg(long, default_value = "embedded")]
     pub spawn: Spawn,
@@ -146,6 +157,53 @@ pub struct Up {
     pub healing: Healing,
     #[command(flatten)]
     pub tuning: Tuning,
+}
+
+/// How HTTP listeners answer where the clients of a dialect differ.
+#[derive(Debug, Clone, Args)]
+pub struct Dialects {
+    /// Edition of the causal key-value store's REST: 2019 joins lists by commas, 2020 answers JSON arrays
+    #[arg(long, default_value = "2019")]
+    pub kvs_dialect: KvsDialect,
+    /// Form of the batch proxy's answer to /set
+    #[arg(long, default_value = "object")]
+    pub set_shape: SetShape,
+}
+
+/// Editions of the causal key-value store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvsDialect {
+    /// Strings joined by commas
+    #[value(name = "2019")]
+    Of2019,
+    /// JSON arrays
+    #[value(name = "2020")]
+    Of2020,
+}
+
+/// Forms of the batch proxy's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SetShape {
+    /// One object
+    Object,
+    /// An array of one object
+    Array,
+}
+
+impl Dialects {
+    /// As the balancer takes them.
+    pub fn chosen(&self) -> shkv_balancer::Dialects {
+        shkv_balancer::Dialects {
+            kvs: match self.kvs_dialect {
+                KvsDialect::Of2019 => shkv_balancer::KvsDialect::Of2019,
+                KvsDialect::Of2020 => shkv_balancer::KvsDialect::Of2020,
+            },
+            set: match self.set_shape {
+                SetShape::Object => shkv_balancer::SetShape::Object,
+                SetShape::Array => shkv_balancer::SetShape::Array,
+            },
+        }
+    }
 }
 
 /// The first layout of a cluster, when it is made.
@@ -250,6 +308,11 @@ pub struct Node {
     /// Addresses of balancers at which the node registers, separated by commas
     #[arg(long, value_delimiter = ',', value_parser = address)]
     pub join: Vec<String>,
+    /// Where it listens for HTTP, as this node; not at all unless named
+    #[arg(long)]
+    pub http: Option<String>,
+    #[command(flatten)]
+    pub dialects: Dialects,
     /// Stop when standard input is closed
     #[arg(long)]
     pub exit_with_parent: bool,
@@ -261,7 +324,7 @@ pub struct Node {
 #[derive(Debug, Clone, Args)]
 pub struct Member {
     /// A label such as Server0; it stays with the data directory
-    #[arg(long, default_value = "Server0")]
+    #[arg(long, default_value = NAME_DEFAULT)]
     pub name: String,
     /// Data directory; it is made when missing
     #[arg(long)]
@@ -305,6 +368,8 @@ pub struct Balancer {
     /// Where it listens for HTTP; not at all unless named
     #[arg(long)]
     pub http: Option<String>,
+    #[command(flatten)]
+    pub dialects: Dialects,
     /// How it gets nodes
     #[arg(long, default_value = "none")]
     pub spawn: Provision,
@@ -356,27 +421,46 @@ pub struct Docker {
     pub docker_publish: Option<String>,
 }
 
+/// As whom `serve` is a member of the causal key-value store. Without `--listen`, `--node-listen`, `--http` and `--join` they
+/// follow from these: all at the host of the member's own address, each with its usual port.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Causal {
+    /// The address by which the others know this member, such as 10.10.0.2:8080
+    #[arg(long, env = "SOCKET_ADDRESS", value_parser = address, requires = "view")]
+    pub socket_address: Option<String>,
+    /// The addresses of all members, separated by commas
+    #[arg(long, env = "VIEW", value_delimiter = ',', value_parser = address, requires = "socket_address")]
+    pub view: Vec<String>,
+    /// Into how many shards the keys are cut; a member without it is of no shard until it is added to one
+    #[arg(long, env = "SHARD_COUNT", value_parser = clap::value_parser!(u32).range(1..=1_000), requires = "view")]
+    pub shard_count: Option<u32>,
+}
+
 #[derive(Debug, Args)]
 pub struct Serve {
     #[command(flatten)]
     pub member: Member,
     /// Addresses of other members, separated by commas
-    #[arg(long, required_unless_present = "bootstrap", value_delimiter = ',', value_parser = address)]
+    #[arg(long, required_unless_present_any = ["bootstrap", "view"], value_delimiter = ',', value_parser = address)]
     pub join: Vec<String>,
+    #[command(flatten)]
+    pub causal: Causal,
     /// Make a new cluster of this member alone, unless it is in one already; the others then join it
     #[arg(long)]
     pub bootstrap: bool,
     #[command(flatten)]
     pub layout: Layout,
-    /// Where the balancer listens: what others join, and clients connect to
-    #[arg(long, default_value = "127.0.0.1:7400")]
-    pub listen: String,
-    /// Where the node listens
-    #[arg(long, default_value = "127.0.0.1:7401")]
-    pub node_listen: String,
-    /// Where it listens for HTTP
-    #[arg(long, default_value = "127.0.0.1:8080")]
-    pub http: String,
+    /// Where the balancer listens: what others join, and clients connect to [default: 127.0.0.1:7400]
+    #[arg(long)]
+    pub listen: Option<String>,
+    /// Where the node listens [default: 127.0.0.1:7401]
+    #[arg(long)]
+    pub node_listen: Option<String>,
+    /// Where it listens for HTTP, as this node [default: 127.0.0.1:8080]
+    #[arg(long)]
+    pub http: Option<String>,
+    #[command(flatten)]
+    pub dialects: Dialects,
     #[command(flatten)]
     pub healing: Healing,
     #[command(flatten)]
@@ -445,6 +529,34 @@ pub struct Put {
     pub key: OsString,
     /// Value; `-` reads it from standard input
     pub value: OsString,
+    #[command(flatten)]
+    pub condition: Condition,
+}
+
+#[derive(Debug, Args)]
+pub struct Del {
+    /// Key; behind `--` if it begins with a dash
+    pub key: OsString,
+    #[command(flatten)]
+    pub condition: Condition,
+}
+
+/// What must hold of a row before it is written.
+#[derive(Debug, Clone, Default, Args)]
+#[group(multiple = false)]
+pub struct Condition {
+    /// Only if there is no such row
+    #[arg(long)]
+    pub if_absent: bool,
+    /// Only if there is such a row
+    #[arg(long)]
+    pub if_present: bool,
+    /// Only if the row has this version
+    #[arg(long, value_name = "VERSION")]
+    pub if_version: Option<u64>,
+    /// Only if the row has this value
+    #[arg(long, value_name = "VALUE")]
+    pub if_value: Option<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -606,6 +718,9 @@ mod tests {
             "shkv",
             "shkv get",
             "shkv put k",
+            "shkv put k v --if-absent --if-present",
+            "shkv del k --if-version 1 --if-value v",
+            "shkv put k v --if-version new",
             "shkv get k --timeout 0s",
             "shkv get k --timeout soon",
             "shkv up --nodes 0",

@@ -212,53 +212,46 @@ impl Loading {
     }
 }
 
-/// Puts all rows; those whose outcome is not success again, up to [`TRIES_MAX`] times.
-async fn put_all(keyspace: &Keyspace, mut rows: BTreeMap<Bytes, Bytes>, within: Duration) -> Result<(), Error> {
+/// Puts all rows: those of each shard in one step, which costs the least, and all shards at the same time.
+async fn put_all(keyspace: &Keyspace, rows: BTreeMap<Bytes, Bytes>, within: Duration) -> Result<(), Error> {
+    let mut by_shard: BTreeMap<Option<u32>, Vec<(Bytes, Bytes)>> = BTreeMap::new();
+    for (key, value) in rows {
+        by_shard.entry(keyspace.shard_of(&key)).or_default().push((key, value));
+    }
+    let mut parts = JoinSet::new();
+    for rows in by_shard.into_values() {
+        let keyspace = keyspace.clone();
+        parts.spawn(async move { put_part(&keyspace, &rows, within).await });
+    }
+    let mut worst = Ok(());
+    while let Some(joined) = parts.join_next().await {
+        let done = joined.unwrap_or_else(|error| Err(Error::Unknown { text: error.to_string() }));
+        if worst.is_ok() || matches!(done, Err(Error::Refused { .. })) {
+            worst = done;
+        }
+    }
+    worst
+}
+
+/// Puts rows in one step, again while the outcome is not success, up to [`TRIES_MAX`] times.
+async fn put_part(keyspace: &Keyspace, rows: &[(Bytes, Bytes)], within: Duration) -> Result<(), Error> {
     let mut tries = 0;
     loop {
-        let (failed, error) = put_once(keyspace, &rows, within).await;
-        let Some(error) = error else { return Ok(()) };
+        let done = match rows {
+            // A single row may be larger than a batch may be.
+            [(key, value)] => keyspace.put(key, value.clone()).deadline(within).await.map(drop),
+            rows => {
+                let empty = keyspace.batch().deadline(within);
+                rows.iter().fold(empty, |batch, (key, value)| batch.put(key, value.clone())).await.map(drop)
+            }
+        };
+        let Err(error) = done else { return Ok(()) };
         tries += 1;
         if matches!(error, Error::Refused { .. }) || tries == TRIES_MAX {
             return Err(error);
         }
-        rows = failed;
         tokio::time::sleep((PAUSE_MIN * (1 << tries.min(8))).min(PAUSE_MAX)).await;
     }
-}
-
-/// Puts all rows once. Gives the rows whose outcome is not success, and a refusal before any other error.
-async fn put_once(
-    keyspace: &Keyspace,
-    rows: &BTreeMap<Bytes, Bytes>,
-    within: Duration,
-) -> (BTreeMap<Bytes, Bytes>, Option<Error>) {
-    if rows.len() == 1
-        && let Some((key, value)) = rows.first_key_value()
-    {
-        // A single row may be larger than a batch may be.
-        let error = keyspace.put(key, value.clone()).deadline(within).await.err();
-        return (rows.clone(), error);
-    }
-    let mut batch = keyspace.batch().deadline(within);
-    for (key, value) in rows {
-        batch = batch.put(key, value.clone());
-    }
-    let done = match batch.await {
-        Ok(done) => done,
-        Err(error) => return (rows.clone(), Some(error)),
-    };
-    let in_order: Vec<(&Bytes, &Bytes)> = rows.iter().collect();
-    let (mut failed, mut worst) = (BTreeMap::new(), None);
-    for part in done.parts {
-        if let Err(error) = part.outcome {
-            failed.extend(part.ops.iter().map(|at| (in_order[*at].0.clone(), in_order[*at].1.clone())));
-            if worst.is_none() || matches!(error, Error::Refused { .. }) {
-                worst = Some(error);
-            }
-        }
-    }
-    (failed, worst)
 }
 
 /// A bar for a person; nothing for a file or a program.

@@ -18,6 +18,7 @@ mod record;
 mod roles;
 mod sizes;
 mod status;
+mod txn;
 mod up;
 
 use args::{Cli, Command};
@@ -59,6 +60,7 @@ async fn run(cli: Cli) -> Result<Ending, Trouble> {
         Command::Put(args) => point::put(global, args).await,
         Command::Get(args) => point::get(global, args).await,
         Command::Del(args) => point::del(global, args).await,
+        Command::Txn => txn::run(global).await,
         Command::Range(args) => range::range(global, args).await,
         Command::Count(args) => range::count(global, args).await,
         Command::Load(args) => load::run(global, args).await,

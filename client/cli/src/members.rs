@@ -46,6 +46,9 @@ pub struct Told {
     pub addr: String,
     pub data: PathBuf,
     pub pid: u32,
+    /// Where its own HTTP listener is, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
 }
 
 impl Told {
@@ -154,5 +157,6 @@ pub fn told_of(node: &Node, name: &str, data: &Path) -> Told {
         addr: node.addr().to_string(),
         data: data.to_owned(),
         pid: std::process::id(),
+        http: None,
     }
 }

@@ -13,6 +13,8 @@ pub const EXIT_REFUSED: u8 = 2;
 pub const EXIT_UNAVAILABLE: u8 = 3;
 /// It may have been done.
 pub const EXIT_UNKNOWN: u8 = 4;
+/// Not done: a condition does not hold.
+pub const EXIT_CONDITION: u8 = 5;
 
 /// The exit codes, for the help.
 pub const EXIT_CODES: &str = "Exit codes:
@@ -20,7 +22,8 @@ pub const EXIT_CODES: &str = "Exit codes:
   1  not found
   2  wrong usage, or refused: the same would happen again
   3  unavailable: certainly not done, may be tried again
-  4  outcome unknown: it may have been done";
+  4  outcome unknown: it may have been done
+  5  a condition does not hold: not done";
 
 /// How a command ends that did what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +67,8 @@ impl Trouble {
 
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Client(Error::Refused { .. } | Error::Condition { .. }) | Self::Usage(_) | Self::Failed(_) => {
-                EXIT_REFUSED
-            }
+            Self::Client(Error::Refused { .. }) | Self::Usage(_) | Self::Failed(_) => EXIT_REFUSED,
+            Self::Client(Error::Condition { .. }) => EXIT_CONDITION,
             Self::Client(Error::Unavailable { .. }) | Self::Stopped(_) => EXIT_UNAVAILABLE,
             Self::Client(Error::Unknown { .. }) => EXIT_UNKNOWN,
             Self::ClosedPipe => 0,
@@ -109,7 +111,12 @@ impl Trouble {
             Self::Client(error) => error.code().map(code_name),
             Self::Usage(_) | Self::Failed(_) | Self::Stopped(_) | Self::ClosedPipe => None,
         };
-        json!({"error": {"kind": self.kind(), "code": code, "text": self.text()}})
+        let mut told = json!({"error": {"kind": self.kind(), "code": code, "text": self.text()}});
+        if let Self::Client(Error::Condition { operation, version }) = self {
+            told["error"]["operation"] = json!(operation);
+            told["error"]["version"] = json!(version);
+        }
+        told
     }
 }
 
@@ -167,6 +174,7 @@ mod tests {
         assert_eq!(code(Error::Refused { code: RefusalCode::DiskFull, text: "x".into() }), 2);
         assert_eq!(code(Error::Unavailable { text: "x".into() }), 3);
         assert_eq!(code(Error::Unknown { text: "x".into() }), 4);
+        assert_eq!(code(Error::Condition { operation: 0, version: None }), 5);
         assert_eq!(Trouble::Usage("x".into()).exit_code(), 2);
         assert_eq!(Trouble::ClosedPipe.exit_code(), 0);
     }
@@ -176,6 +184,12 @@ mod tests {
         let refused = Trouble::Client(Error::Refused { code: RefusalCode::KeyTooLarge, text: "too long".into() });
         let expected = r#"{"error":{"code":"key_too_large","kind":"refused","text":"too long"}}"#;
         assert_eq!(refused.to_json().to_string(), expected);
+    }
+
+    #[test]
+    fn a_condition_that_does_not_hold_tells_its_operation_and_the_version_that_there_is() {
+        let told = Trouble::Client(Error::Condition { operation: 2, version: Some(7) }).to_json();
+        assert_eq!((&told["error"]["operation"], &told["error"]["version"]), (&json!(2), &json!(7)));
     }
 
     #[test]

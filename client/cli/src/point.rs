@@ -1,15 +1,15 @@
 //! The commands for one row: put, get, del. Also how every client command connects.
 
-use crate::args::{Consistency, Global, Key, Output, Put};
+use crate::args::{Condition, Consistency, Del, Global, Key, Output, Put};
 use crate::outcome::{Ending, Trouble};
 use crate::output::{Out, is_terminal};
 use crate::record::printed;
 use serde_json::{Value, json};
-use shkv_client::{Client, ClientConfig, Keyspace};
+use shkv_client::{Check, Client, ClientConfig, Keyspace};
 use shkv_proto::limits::VALUE_BYTES_MAX;
 use std::ffi::OsStr;
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// Connects as the global options say.
 pub async fn connect(global: &Global) -> Result<(Client, Keyspace), Trouble> {
@@ -47,19 +47,32 @@ fn consistency_name(consistency: shkv_client::Consistency) -> &'static str {
     }
 }
 
+impl Condition {
+    /// As the library takes it.
+    fn check(self) -> Check {
+        match self {
+            Self { if_absent: true, .. } => Check::Absent,
+            Self { if_present: true, .. } => Check::Present,
+            Self { if_version: Some(version), .. } => Check::Version(version),
+            Self { if_value: Some(value), .. } => Check::Value(value.into_vec().into()),
+            Self { if_absent: false, if_present: false, if_version: None, if_value: None } => Check::Always,
+        }
+    }
+}
+
 /// `put KEY VALUE|-`
 pub async fn put(global: &Global, args: Put) -> Result<Ending, Trouble> {
     let value = value_of(&args.value)?;
     let (client, keyspace) = connect(global).await?;
-    let written = keyspace.put(args.key.as_bytes(), value).await?;
+    let written = keyspace.put(args.key.as_bytes(), value).check(args.condition.check()).await?;
     let text = format!("version {}", written.version);
     say(global.output, &text, &json!({"version": written.version, "token": client.token().to_string()}))
 }
 
 /// `del KEY`
-pub async fn del(global: &Global, args: Key) -> Result<Ending, Trouble> {
+pub async fn del(global: &Global, args: Del) -> Result<Ending, Trouble> {
     let (client, keyspace) = connect(global).await?;
-    let written = keyspace.delete(args.key.as_bytes()).await?;
+    let written = keyspace.delete(args.key.as_bytes()).check(args.condition.check()).await?;
     let told = json!({"removed": written.removed, "version": written.version, "token": client.token().to_string()});
     say(global.output, &format!("removed {}", written.removed), &told)
 }

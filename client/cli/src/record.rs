@@ -43,7 +43,8 @@ pub fn printed<'a>(key: &'a [u8], value: Option<&'a [u8]>, version: u64) -> Prin
     Printed { key, key_b64, value, value_b64, version }
 }
 
-fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
+/// Bytes as text if they are UTF-8, otherwise as base64.
+pub fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
     match std::str::from_utf8(bytes) {
         Ok(text) => (Some(text), None),
         Err(_) => (None, Some(BASE64.encode(bytes))),
@@ -74,7 +75,8 @@ fn parse_json(line: &[u8]) -> Result<Row, String> {
     Ok((one_of("key", read.key, read.key_b64)?, one_of("value", read.value, read.value_b64)?))
 }
 
-fn one_of(name: &str, text: Option<Cow<'_, str>>, base64: Option<Cow<'_, str>>) -> Result<Vec<u8>, String> {
+/// A text, or bytes as base64: one of both must be given.
+pub fn one_of(name: &str, text: Option<Cow<'_, str>>, base64: Option<Cow<'_, str>>) -> Result<Vec<u8>, String> {
     match (text, base64) {
         (Some(text), None) => Ok(text.into_owned().into_bytes()),
         (None, Some(coded)) => BASE64.decode(coded.as_bytes()).map_err(|error| format!("{name}_b64: {error}")),

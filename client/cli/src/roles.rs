@@ -1,7 +1,7 @@
 //! The commands that run one role of a cluster in this process, or both: node, balancer, serve. Also how a server is told
 //! to stop.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: a thread waits for the end of standard input")]
+#![expect(clippy::disallowed_methods, reason = "a shell: tasks, and a thread that waits for the end of standard input")]
 
 use crate::args;
 use crate::args::{Global, Output, Provision, Spawn};
@@ -12,7 +12,7 @@ use crate::output::Out;
 use serde_json::json;
 use shkv_balancer::provision::docker::{DockerConfig, DockerProvisioner};
 use shkv_balancer::provision::{NoProvisioner, Provisioner, Spec};
-use shkv_balancer::{Balancer, BalancerConfig, Bootstrap};
+use shkv_balancer::{Balancer, BalancerConfig, Bootstrap, CausalMember, Ears};
 use shkv_node::{Node, NodeConfig, Tuning};
 use shkv_proto::ClusterId;
 use std::io::Read;
@@ -21,6 +21,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 /// How long a cluster may take until every shard has a leader.
@@ -29,6 +31,10 @@ pub const READY_TIME_MAX: Duration = Duration::from_secs(60);
 const REPLICAS: u32 = 3;
 /// Nodes that a balancer starts for a new cluster unless said otherwise.
 const NODES: u32 = 3;
+/// The usual port of a balancer.
+const LISTEN_PORT: u16 = 7400;
+/// The usual port of the node of `serve`.
+const NODE_PORT: u16 = 7401;
 
 /// The signals that ask a server to stop.
 pub struct Signals {
@@ -91,17 +97,31 @@ fn node_config(member: &args::Member, listen: &str, join: Vec<String>, tuning: &
 pub async fn node(global: &Global, args: args::Node) -> Result<Ending, Trouble> {
     let mut signals = Signals::new()?;
     let parent_gone = if args.exit_with_parent { Some(end_of_stdin()) } else { None };
-    let args::Node { member, listen, join, tuning, .. } = args;
-    let config = node_config(&member, &listen, join, &tuning);
+    let args::Node { member, listen, join, http, dialects, tuning, .. } = args;
+    let config = node_config(&member, &listen, join.clone(), &tuning);
     let node = Node::start(config).await.map_err(|error| Trouble::Failed(error.to_string()))?;
-    let told = told_of(&node, &member.name, &member.data);
+    let mut told = told_of(&node, &member.name, &member.data);
+    let front = match http {
+        None => None,
+        Some(http) => match Front::open(http, &member.name, &node, join, &dialects).await {
+            Ok((front, addr)) => {
+                told.http = addr;
+                Some(front)
+            }
+            Err(error) => {
+                node.stop().await;
+                return Err(error);
+            }
+        },
+    };
     let mut out = Out::new();
     match global.output {
         Output::Text => out.line(&format!(
-            "{} ({}) listens at {}, data in {}; Ctrl-C stops it",
+            "{} ({}) listens at {}{}, data in {}; Ctrl-C stops it",
             told.name,
             told.id,
             told.addr,
+            told.http.as_ref().map_or(String::new(), |http| format!(", HTTP at http://{http}")),
             told.data.display()
         ))?,
         Output::Json | Output::Jsonl => out.json_line(&told)?,
@@ -113,8 +133,57 @@ pub async fn node(global: &Global, args: args::Node) -> Result<Ending, Trouble> 
         () = parent_is_gone(parent_gone) => None,
         why = node.failed() => Some(why),
     };
+    if let Some(front) = front {
+        front.stop().await; // before the node, which it needs
+    }
     node.stop().await;
     why.map_or(Ok(Ending::Done), |why| Err(Trouble::Stopped(why)))
+}
+
+/// The HTTP listener of a node that runs alone: a balancer beside it that only follows, and is reached by HTTP only.
+struct Front {
+    running: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Front {
+    /// Listens at once; what is asked waits until the node is in a cluster.
+    async fn open(
+        http: String,
+        name: &str,
+        node: &Node,
+        join: Vec<String>,
+        dialects: &args::Dialects,
+    ) -> Result<(Self, Option<String>), Trouble> {
+        let config = BalancerConfig {
+            http: Some(http),
+            http_node: Some(name.to_owned()),
+            nodes: std::iter::once(node.addr().to_string()).chain(join).collect(),
+            follows: true,
+            dialects: dialects.chosen(),
+            ..BalancerConfig::new("127.0.0.1:0")
+        };
+        let ears = Ears::open(&config).await.map_err(|error| Trouble::Failed(error.to_string()))?;
+        let addr = ears.http_addr().map(|addr| addr.to_string());
+        let stop = CancellationToken::new();
+        let stopping = stop.clone();
+        let running = tokio::spawn(async move {
+            match stopping.run_until_cancelled(Balancer::start_with(config, ears)).await {
+                Some(Ok(balancer)) => {
+                    stopping.cancelled().await;
+                    balancer.stop().await;
+                }
+                Some(Err(error)) => tracing::error!(%error, "the node has no HTTP front end"),
+                None => {}
+            }
+        });
+        Ok((Self { running, stop }, addr))
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        let _ = self.running.await; // a panic in it was already told
+    }
 }
 
 /// `balancer`
@@ -131,6 +200,7 @@ pub async fn balancer(global: &Global, args: args::Balancer) -> Result<Ending, T
     let expect = args.expect.unwrap_or(if args.bootstrap && provisioner.can_start() { NODES } else { 0 });
     let config = BalancerConfig {
         http: args.http.clone(),
+        dialects: args.dialects.chosen(),
         nodes: args.nodes.clone(),
         advertise: args.advertise.clone(),
         bootstrap: args.bootstrap.then(|| bootstrap(&args.layout)),
@@ -184,18 +254,24 @@ async fn serve_balancer(global: &Global, balancer: &Balancer, signals: &mut Sign
 /// `serve`: the node first, because the balancer looks for it; the balancer stops first, because it needs the node.
 pub async fn serve(global: &Global, args: args::Serve) -> Result<Ending, Trouble> {
     let mut signals = Signals::new()?;
-    let config = node_config(&args.member, &args.node_listen, args.join.clone(), &args.tuning);
+    let as_member = as_member(&args)?;
+    let args = args::Serve { join: as_member.join.clone(), ..args };
+    let config = node_config(&args.member, &as_member.node_listen, args.join.clone(), &args.tuning);
+    let config = NodeConfig { name: as_member.name.clone(), ..config };
     let node = Node::start(config).await.map_err(|error| Trouble::Failed(error.to_string()))?;
     let advertise = args.member.advertise.as_deref().and_then(|addr| addr.rsplit_once(':'));
-    let advertise = advertise.and_then(|(host, _)| Some(format!("{host}:{}", args.listen.rsplit_once(':')?.1)));
+    let advertise = advertise.and_then(|(host, _)| Some(format!("{host}:{}", as_member.listen.rsplit_once(':')?.1)));
     let config = BalancerConfig {
-        http: Some(args.http.clone()),
+        http: Some(as_member.http.clone()),
+        causal: as_member.causal.clone(),
+        http_node: Some(as_member.name.clone()),
+        dialects: args.dialects.chosen(),
         nodes: std::iter::once(node.addr().to_string()).chain(args.join.iter().cloned()).collect(),
         advertise,
-        bootstrap: args.bootstrap.then(|| bootstrap(&args.layout)),
-        expect: usize::from(args.bootstrap),
+        bootstrap: as_member.bootstraps.then(|| bootstrap(&args.layout)),
+        expect: usize::from(as_member.bootstraps),
         replace_after: args.healing.replace_after,
-        ..BalancerConfig::new(&args.listen)
+        ..BalancerConfig::new(&as_member.listen)
     };
     let started = tokio::select! { // what is dropped half started is found again at the next start
         started = Balancer::start(config) => started.map_err(|error| Trouble::Failed(error.to_string())),
@@ -218,6 +294,56 @@ pub async fn serve(global: &Global, args: args::Serve) -> Result<Ending, Trouble
     };
     node.stop().await;
     ended
+}
+
+/// What `serve` does, with what follows from the causal store's addresses.
+#[derive(Debug, PartialEq, Eq)]
+struct AsMember {
+    name: String,
+    join: Vec<String>,
+    bootstraps: bool,
+    listen: String,
+    node_listen: String,
+    http: String,
+    causal: Option<CausalMember>,
+}
+
+fn as_member(args: &args::Serve) -> Result<AsMember, Trouble> {
+    let or = |named: &Option<String>, default: String| named.clone().unwrap_or(default);
+    let Some(address) = args.causal.socket_address.clone() else {
+        return Ok(AsMember {
+            name: args.member.name.clone(),
+            join: args.join.clone(),
+            bootstraps: args.bootstrap,
+            listen: or(&args.listen, format!("127.0.0.1:{LISTEN_PORT}")),
+            node_listen: or(&args.node_listen, format!("127.0.0.1:{NODE_PORT}")),
+            http: or(&args.http, "127.0.0.1:8080".into()),
+            causal: None,
+        });
+    };
+    let host_of = |address: &str| address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned();
+    let host = host_of(&address);
+    let mut view = args.causal.view.clone();
+    view.sort();
+    view.dedup();
+    if !view.contains(&address) {
+        return Err(Trouble::Usage(format!("VIEW does not have SOCKET_ADDRESS {address}: {}", view.join(","))));
+    }
+    // The first in order makes the cluster, the others join it; one without a shard count comes to one that is there.
+    let is_first = args.causal.shard_count.is_some() && view.first() == Some(&address);
+    let others = view.iter().filter(|other| **other != address);
+    let others = others.map(|other| format!("{}:{LISTEN_PORT}", host_of(other))).collect();
+    let name =
+        if args.member.name == args::NAME_DEFAULT { address.replace(':', "-") } else { args.member.name.clone() };
+    Ok(AsMember {
+        join: if args.join.is_empty() && !args.bootstrap { others } else { args.join.clone() },
+        bootstraps: args.bootstrap || (args.join.is_empty() && is_first),
+        listen: or(&args.listen, format!("{host}:{LISTEN_PORT}")),
+        node_listen: or(&args.node_listen, format!("{host}:{NODE_PORT}")),
+        http: or(&args.http, address.clone()),
+        causal: Some(CausalMember { node: name.clone(), address, view, shard_count: args.causal.shard_count }),
+        name,
+    })
 }
 
 /// The nodes that a balancer starts, by the provisioner that was asked for.

@@ -1,5 +1,7 @@
 //! The command that runs a whole cluster on this machine: nodes, and a balancer in this process.
 
+#![expect(clippy::disallowed_methods, reason = "a shell: waits for listeners")]
+
 use crate::args::{Global, Output, Up};
 use crate::local::{Found, Local, found_in};
 use crate::members::Told;
@@ -10,11 +12,17 @@ use serde_json::json;
 use shkv_balancer::{Balancer, BalancerConfig};
 use shkv_proto::ClusterId;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// How a node is called when it is not named, with a number behind.
 const NODE_NAME: &str = "Server";
+/// How long the nodes' HTTP listeners may take to open.
+const NODE_HTTP_TIME_MAX: Duration = Duration::from_secs(5);
+/// Pause between two looks at that.
+const NODE_HTTP_LOOK: Duration = Duration::from_millis(5);
 /// Nodes when there is no data yet and none are named.
 const NODES: u32 = 3;
 
@@ -73,6 +81,8 @@ async fn balance(
 ) -> Result<Ending, Trouble> {
     let config = BalancerConfig {
         http: Some(args.http.clone()),
+        node_http: args.node_http.clone(),
+        dialects: args.dialects.chosen(),
         nodes: told.iter().map(|told| told.addr.clone()).collect(),
         bootstrap: Some(bootstrap(&args.layout)),
         replace_after: args.healing.replace_after,
@@ -80,7 +90,7 @@ async fn balance(
         ..BalancerConfig::new(&args.listen)
     };
     let balancer = Balancer::start(config).await.map_err(|error| Trouble::Failed(error.to_string()))?;
-    let ended = serve(global, &balancer, told, moved, signals).await;
+    let ended = serve(global, args, &balancer, told, moved, signals).await;
     balancer.stop().await; // before the nodes: what it has in hand still needs them
     ended
 }
@@ -88,6 +98,7 @@ async fn balance(
 /// Waits until the cluster is ready, says so, and tells the balancer of nodes that were started again, until a signal.
 async fn serve(
     global: &Global,
+    args: &Up,
     balancer: &Balancer,
     told: &[Told],
     moved: &mut mpsc::Receiver<Told>,
@@ -101,7 +112,8 @@ async fn serve(
             cluster = &mut ready, if waiting => {
                 waiting = false;
                 let cluster = cluster.map_err(|error| Trouble::Stopped(error.to_string()))?;
-                say_ready(global.output, balancer, told, cluster)?;
+                let told = with_http(balancer, told, args.node_http.is_some()).await?;
+                say_ready(global.output, balancer, &told, cluster)?;
             }
             told = moved.recv() => {
                 if let Some(told) = told && let Ok(node) = told.node() {
@@ -111,6 +123,29 @@ async fn serve(
             () = signals.next() => return Ok(Ending::Done),
         }
     }
+}
+
+/// The nodes with where their own HTTP listeners are, once those are open.
+async fn with_http(balancer: &Balancer, told: &[Told], wanted: bool) -> Result<Vec<Told>, Trouble> {
+    let mut all = told.to_vec();
+    if !wanted {
+        return Ok(all);
+    }
+    let until = Instant::now() + NODE_HTTP_TIME_MAX;
+    for node in &mut all {
+        node.http = loop {
+            match balancer.node_http_addr(&node.name) {
+                Some(addr) => break Some(addr.to_string()),
+                None if Instant::now() >= until => {
+                    let text =
+                        format!("no HTTP listener for {}: see the log, and choose another --node-http", node.name);
+                    return Err(Trouble::Failed(text));
+                }
+                None => tokio::time::sleep(NODE_HTTP_LOOK).await,
+            }
+        };
+    }
+    Ok(all)
 }
 
 /// The nodes to start: those that are in the data directory; if there are none, as many as are asked for.
@@ -159,7 +194,8 @@ fn say_ready(output: Output, balancer: &Balancer, nodes: &[Told], cluster: Clust
                 out.line(&format!("  HTTP           http://{http}"))?;
             }
             for node in nodes {
-                out.line(&format!("  {:<14} {}, data in {}", node.name, node.addr, node.data.display()))?;
+                let http = node.http.as_ref().map_or(String::new(), |http| format!(", HTTP at http://{http}"));
+                out.line(&format!("  {:<14} {}{http}, data in {}", node.name, node.addr, node.data.display()))?;
             }
             out.line("")?;
             let option = if addr.port() == 7400 { String::new() } else { format!(" --addr {addr}") };

@@ -11,18 +11,20 @@ use shkv_proto::ids::{ClusterId, Epoch, KeyspaceId, NodeId, ShardId};
 use shkv_proto::limits::Limits;
 use shkv_proto::map::{KeyspaceInfo, Map, NodeInfo, Part, ShardInfo};
 use shkv_proto::message::{
-    Batch, BatchOp, Consistency, CountDone, Failure, Get, GetDone, MapDone, Role, RowHead, Scan, ScanDone, Welcome,
-    Write, WriteDone,
+    Batch, BatchDone, BatchOp, Condition, Consistency, CountDone, Failure, Get, GetDone, MapDone, Role, RowHead,
+    RowRead, Scan, ScanDone, Welcome, Write, WriteDone, WriteId,
 };
 use shkv_proto::outbox::Outbox;
 use shkv_proto::session::{Session, accept};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 const KEYSPACE: KeyspaceId = KeyspaceId(1);
+
+type Answer = Result<(Vec<u8>, Bytes), Failure>;
 
 /// The state of the whole fake cluster.
 pub struct Fake {
@@ -33,8 +35,13 @@ pub struct Fake {
     pub writes_at_nodes: AtomicU32,
     pub writes_at_balancer: AtomicU32,
     pub requests: AtomicU32,
-    /// Take the next write, do it, and close the connection without an answer.
-    pub lose_next_answer: AtomicBool,
+    /// Take as many of the next writes, do them, and close the connection without an answer.
+    pub lose_answers: AtomicU32,
+    /// Answer as many of the next writes that they met a lock.
+    pub abort_next: AtomicU32,
+    /// The ids of all writes that came, in their order.
+    pub ids: Mutex<Vec<WriteId>>,
+    outcomes: Mutex<BTreeMap<(u64, u64), Answer>>,
     /// Sent to, it ends all listeners and connections.
     pub close: watch::Sender<()>,
     /// The revision that the last causal read asked for.
@@ -66,7 +73,10 @@ impl Fake {
             writes_at_nodes: AtomicU32::new(0),
             writes_at_balancer: AtomicU32::new(0),
             requests: AtomicU32::new(0),
-            lose_next_answer: AtomicBool::new(false),
+            lose_answers: AtomicU32::new(0),
+            abort_next: AtomicU32::new(0),
+            ids: Mutex::default(),
+            outcomes: Mutex::default(),
             close: watch::Sender::new(()),
             causal_revision: Mutex::new(None),
         });
@@ -122,7 +132,8 @@ impl Fake {
                     counter.fetch_add(1, Ordering::SeqCst);
                 }
                 let answer = self.answer(&frame);
-                if write && self.lose_next_answer.swap(false, Ordering::SeqCst) {
+                let lose = |left: u32| left.checked_sub(1);
+                if write && self.lose_answers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose).is_ok() {
                     outbox.close();
                     return;
                 }
@@ -136,7 +147,7 @@ impl Fake {
         outbox.close();
     }
 
-    fn answer(&self, frame: &Frame) -> Result<(Vec<u8>, Bytes), Failure> {
+    fn answer(&self, frame: &Frame) -> Answer {
         let encode = |head: &dyn Fn() -> Vec<u8>| Ok((head(), Bytes::new()));
         match frame.header.kind {
             Kind::Map => {
@@ -156,15 +167,8 @@ impl Fake {
                 };
                 Ok((encoded(&done), row.map(|(_, value)| value).unwrap_or_default()))
             }
-            Kind::Put => {
-                let write: Write<'_> = codec::decode_borrowed(&frame.head).unwrap();
-                encode(&|| encoded(&self.write(write.key, Some(frame.tail.clone()))))
-            }
-            Kind::Delete => {
-                let write: Write<'_> = codec::decode_borrowed(&frame.head).unwrap();
-                encode(&|| encoded(&self.write(write.key, None)))
-            }
-            Kind::Batch => Ok((encoded(&self.batch(frame)), Bytes::new())),
+            Kind::Put | Kind::Delete => self.one(frame),
+            Kind::Batch => self.batch(frame),
             Kind::Scan => Ok(self.scan(frame)),
             Kind::Count => {
                 let scan: Scan = codec::decode(&frame.head).unwrap();
@@ -175,36 +179,88 @@ impl Fake {
         }
     }
 
-    fn write(&self, key: &[u8], value: Option<Bytes>) -> WriteDone {
-        let mut revision = self.revision.lock();
-        *revision += 1;
-        let removed = match value {
-            Some(value) => {
-                self.rows.lock().insert(key.to_vec(), (*revision, value));
-                0
-            }
-            None => u32::from(self.rows.lock().remove(key).is_some()),
-        };
-        WriteDone { revision: *revision, removed }
+    /// What became of a write of this id, which is done now if it has not come before.
+    fn once(&self, id: Option<WriteId>, work: impl FnOnce() -> Answer) -> Answer {
+        let id = id.expect("the client gives every write an id");
+        self.ids.lock().push(id);
+        if self.abort_next.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return Err(Failure::Aborted { text: "a lock is in the way".into() });
+        }
+        assert!(id.answered < id.sequence && id.client != 0);
+        let mut outcomes = self.outcomes.lock();
+        outcomes.retain(|(client, sequence), _| *client != id.client || *sequence > id.answered);
+        outcomes.entry((id.client, id.sequence)).or_insert_with(work).clone()
     }
 
-    fn batch(&self, frame: &Frame) -> WriteDone {
-        let batch: Batch<'_> = codec::decode_borrowed(&frame.head).unwrap();
-        let part = self.map.lock().shard(frame.header.shard).expect("the header names the shard").part.clone();
-        let mut tail = frame.tail.clone();
-        let mut done = WriteDone { revision: 0, removed: 0 };
-        for op in &batch.ops {
-            assert!(part.holds(op.key()), "a key of another shard");
-            let value = match op {
-                BatchOp::Put { value_bytes, .. } => Some(tail.split_to(*value_bytes as usize)),
-                BatchOp::Delete { .. } => None,
-                BatchOp::Check { .. } | BatchOp::Read { .. } => continue,
+    fn refuse(&self, ops: &[BatchOp<'_>]) -> Result<(), Failure> {
+        let rows = self.rows.lock();
+        for (op, operation) in ops.iter().zip(0..) {
+            let row = rows.get(op.key());
+            let holds = match op.condition() {
+                Condition::Always => true,
+                Condition::Absent => row.is_none(),
+                Condition::Present => row.is_some(),
+                Condition::Version(wanted) => row.is_some_and(|(version, _)| *version == wanted),
+                Condition::Value(wanted) => row.is_some_and(|(_, value)| value == wanted),
             };
-            let one = self.write(op.key(), value);
-            done = WriteDone { revision: one.revision, removed: done.removed + one.removed };
+            if !holds {
+                return Err(Failure::Condition { operation, version: row.map(|(version, _)| *version) });
+            }
         }
-        assert!(tail.is_empty());
-        done
+        Ok(())
+    }
+
+    fn write(&self, op: BatchOp<'_>, tail: &mut Bytes) -> u32 {
+        let mut revision = self.revision.lock();
+        let mut rows = self.rows.lock();
+        match op {
+            BatchOp::Put { key, value_bytes, .. } => {
+                *revision += 1;
+                rows.insert(key.to_vec(), (*revision, tail.split_to(value_bytes as usize)));
+                0
+            }
+            BatchOp::Delete { key, .. } => {
+                *revision += 1;
+                u32::from(rows.remove(key).is_some())
+            }
+            BatchOp::Check { .. } | BatchOp::Read { .. } => 0,
+        }
+    }
+
+    fn one(&self, frame: &Frame) -> Answer {
+        let Write { key, condition, id, .. } = codec::decode_borrowed(&frame.head).unwrap();
+        let op = match frame.header.kind {
+            Kind::Put => BatchOp::Put { key, value_bytes: frame.tail.len() as u32, condition },
+            _ => BatchOp::Delete { key, condition },
+        };
+        self.once(id, || {
+            self.refuse(&[op])?;
+            let removed = self.write(op, &mut frame.tail.clone());
+            Ok((encoded(&WriteDone { revision: *self.revision.lock(), removed }), Bytes::new()))
+        })
+    }
+
+    fn batch(&self, frame: &Frame) -> Answer {
+        let batch: Batch<'_> = codec::decode_borrowed(&frame.head).unwrap();
+        if frame.header.shard != ShardId::UNROUTED {
+            let map = self.map.lock();
+            let holding = |op: &BatchOp<'_>| map.shards.iter().find(|shard| shard.part.holds(op.key())).unwrap().id;
+            assert_eq!(batch.ops.iter().map(holding).min(), Some(frame.header.shard), "not the lowest shard");
+        }
+        self.once(batch.id, || {
+            self.refuse(&batch.ops)?;
+            let (mut rows, mut values, mut tail) = (vec![], BytesMut::new(), frame.tail.clone());
+            for op in batch.ops.iter().filter(|op| matches!(op, BatchOp::Read { .. })) {
+                rows.push(self.rows.lock().get(op.key()).map(|(version, value)| {
+                    values.extend_from_slice(value);
+                    RowRead { version: *version, value_bytes: value.len() as u32 }
+                }));
+            }
+            let removed = batch.ops.iter().map(|op| self.write(*op, &mut tail)).sum();
+            assert!(tail.is_empty());
+            let revisions = vec![(frame.header.shard, *self.revision.lock())];
+            Ok((encoded(&BatchDone { removed, revisions, rows }), values.freeze()))
+        })
     }
 
     fn matching(&self, scan: &Scan, shard: ShardId) -> Vec<(Vec<u8>, u64, Bytes)> {

@@ -15,6 +15,8 @@ pub mod recover;
 pub mod writer;
 
 use crate::disk::{Disk, DiskFile};
+#[cfg(feature = "sim")]
+use crate::inspect::{Bug, planted};
 use bytes::Bytes;
 use format::{
     ENTRY_FIXED_BYTES, Place, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader, record_bytes,
@@ -266,7 +268,14 @@ impl Log {
         }
         let file = self.current_file(cursor.segment);
         file.write_at(&cursor.buffer, cursor.offset).map_err(io_error("write"))?;
-        file.sync().map_err(io_error("fdatasync"))?;
+        let synced = || file.sync();
+        #[cfg(feature = "sim")]
+        let synced = || match () {
+            () if planted(Bug::AckBeforeSync) => Ok(()),
+            () if planted(Bug::SyncErrorIgnored) => synced().or(Ok(())),
+            () => synced(),
+        };
+        synced().map_err(io_error("fdatasync"))?;
         cursor.offset += cursor.buffer.len() as u64;
         if cursor.buffer.capacity() > 4 << 20 {
             cursor.buffer = Vec::new();
@@ -389,7 +398,10 @@ impl Log {
                 let oldest = match index.segments.first_key_value() {
                     Some((id, segment)) if index.segments.len() > 1 && in_use > retain_bytes => {
                         let is_flushed = |(shard, last): (&u32, &u64)| flushed.get(shard).is_none_or(|f| last <= f);
-                        segment.last.iter().all(is_flushed).then_some(*id)
+                        let may_go = segment.last.iter().all(is_flushed);
+                        #[cfg(feature = "sim")]
+                        let may_go = may_go || planted(Bug::LogCutTooFar);
+                        may_go.then_some(*id)
                     }
                     Some(_) | None => None,
                 };

@@ -218,7 +218,7 @@ async fn run_in_turns(
             }
             notified.await;
             // What comes meanwhile shares the write, as it does while a thread is busy.
-            tokio::time::sleep(Duration::from_millis(host.draw_below(3))).await;
+            tokio::time::sleep(host.disk_pause(3)).await;
             continue;
         }
         let batch = Batch::of(jobs);

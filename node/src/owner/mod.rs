@@ -17,13 +17,15 @@ use crate::claim::Claim;
 use crate::flusher::Job;
 use crate::log::writer::Ticket;
 use crate::log::{Mark, ShardWrite};
+use crate::machine::Ledger;
 use crate::replica::{Outgoing, Output, TICK};
 use crate::shared::Shared;
 use crate::snapshot::{self, Staged};
 use crate::store::{Base, Flush, ReplicaMeta};
 use crate::table::{Table, View};
+use crate::{resolve, txn};
 use bytes::Bytes;
-use shkv_proto::message::{ChangeReplicas, Failure, RaftMessage, ReplicaStatus};
+use shkv_proto::message::{ChangeReplicas, Failure, RaftMessage, ReplicaStatus, TxnId};
 use shkv_proto::{NodeId, ReplicaId, ShardId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -102,7 +104,7 @@ pub struct Owner {
     me: usize,
     shards: BTreeMap<u32, Shard>,
     dirty: Vec<u32>,
-    staged: BTreeMap<u32, (Box<ReplicaMeta>, Claim)>,
+    staged: BTreeMap<u32, (Box<ReplicaMeta>, Bytes, Claim)>,
     installs: BTreeMap<u32, Install>,
     /// Snapshots being sent, with the index that the log must keep what follows of.
     sending: BTreeMap<(u32, ReplicaId), u64>,
@@ -297,6 +299,8 @@ impl Owner {
             if let Some((from, stamp)) = shard.replica.step(&message, data, now)
                 && stamp <= now
             {
+                #[cfg(feature = "sim")]
+                let stamp = crate::inspect::lease_stamp(stamp, now);
                 shard.lease.acknowledged(message.term, from, stamp);
             }
             self.touch(number);
@@ -315,6 +319,8 @@ impl Owner {
                 return self.shared.fail(&format!("shard {number}: {error}"));
             }
             self.flush_wanted |= shard.replica.wants_flush();
+            #[cfg(feature = "sim")]
+            crate::inspect::look(&self.shared, shard);
         }
         self.active_bytes = self.active_bytes.saturating_add_signed(round.table_growth);
         self.applied_bytes += round.applied_bytes;
@@ -325,6 +331,12 @@ impl Owner {
         }
         for (number, output) in round.installs {
             self.install(number, output);
+        }
+        for (shard, txn) in round.old_locks {
+            tokio::spawn(resolve::resolve(self.shared.clone(), shard, txn));
+        }
+        for (txn, others) in round.decided {
+            tokio::spawn(txn::finish_decided(self.shared.clone(), txn, others));
         }
         self.flush_if_due();
     }
@@ -387,7 +399,7 @@ impl Owner {
 
     /// Lets a replica take a snapshot in whose rows lie beside its own.
     fn staged(&mut self, staged: Staged) {
-        let Staged { message, meta, from, claim } = staged;
+        let Staged { message, meta, ledger, from, claim } = staged;
         let number = message.shard.0;
         let now = self.shared.clock.now();
         if let Some(shard) = self.shards.get_mut(&number)
@@ -397,7 +409,7 @@ impl Owner {
             && shard.replica.can_take(&message)
         {
             shard.heard_from(message.from, from);
-            self.staged.insert(number, (Box::new(meta), claim));
+            self.staged.insert(number, (Box::new(meta), ledger, claim));
             shard.replica.step(&message, vec![], now);
             self.touch(number);
             self.round(); // the replica takes the snapshot now or never
@@ -408,7 +420,7 @@ impl Owner {
     fn install(&mut self, number: u32, output: Output) {
         let (Some(shard), Some(head)) = (self.shards.get_mut(&number), &output.snapshot) else { return };
         match self.staged.remove(&number) {
-            Some((mut meta, claim)) if meta.state.index == head.index && meta.state.term == head.term => {
+            Some((mut meta, ledger, claim)) if meta.state.index == head.index && meta.state.term == head.term => {
                 meta.state = head.clone();
                 meta.replica = shard.replica.id();
                 let home = (meta.replica, self.shared.identity.id());
@@ -418,7 +430,7 @@ impl Owner {
                 shard.installing = true;
                 shard.forget_flights("a snapshot took the place of the log");
                 self.installs.insert(number, Install { output, _claim: claim });
-                self.shared.flusher.submit(Job::Install { shard: ShardId(number), meta, owner: self.me });
+                self.shared.flusher.submit(Job::Install { shard: ShardId(number), meta, ledger, owner: self.me });
             }
             _ => self.shared.fail(&format!("shard {number}: a snapshot without its rows")),
         }
@@ -427,11 +439,16 @@ impl Owner {
     fn installed(&mut self, id: ShardId, meta: ReplicaMeta, base: Base) {
         let Some(Install { output, _claim }) = self.installs.remove(&id.0) else { return };
         let Some(shard) = self.shards.get_mut(&id.0).filter(|shard| shard.replica.id() == meta.replica) else { return };
+        let ledger = match Ledger::decode(base.ledger()) {
+            Ok(ledger) => ledger,
+            Err(error) => return self.shared.fail(&format!("shard {id}: {error}")),
+        };
+        shard.ledger_replaced(&ledger);
         {
             let mut view = shard.cell.view.write();
             self.active_bytes = self.active_bytes.saturating_sub(view.active.bytes);
-            *view =
-                View { active: Table::default(), sealed: None, base, revision: meta.revision, applied: meta.applied() };
+            let (applied, revision) = (meta.applied(), meta.revision);
+            *view = View { active: Table::default(), sealed: None, base, revision, applied, ledger };
         }
         tracing::info!(shard = id.0, index = meta.state.index, "a snapshot was taken in");
         shard.flushed = meta.state.index;
@@ -553,6 +570,10 @@ pub struct Round {
     pub table_growth: isize,
     /// Bytes of entries applied.
     pub applied_bytes: u64,
+    /// Transactions that have held locks of a shard for long.
+    pub old_locks: Vec<(ShardId, TxnId)>,
+    /// Transactions that were decided before, with the other shards that must hear of it.
+    pub decided: Vec<(TxnId, Vec<ShardId>)>,
 }
 
 /// A stop under way.

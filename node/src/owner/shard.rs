@@ -4,26 +4,38 @@ use super::{Reads, Round};
 use crate::cell::Cell;
 use crate::lease::Lease;
 use crate::log::{Hard, LogEntry, Mark, ShardWrite};
-use crate::machine::{self, BadEntry, Group, WriteKind};
+use crate::machine::{self, BadEntry, Done, Group, Ledger, Locked, NotDone, Place, WriteKind};
 use crate::replica::change::Configured;
 use crate::replica::{Outgoing, Output, Replica, ReplicaError, is_member};
 use crate::reply::Reply;
+use crate::steps::{Step, crash_at};
 use crate::store::{Flush, ReplicaMeta};
 use crate::table::Table;
 use bytes::Bytes;
 use shkv_proto::limits::{GROUP_BYTES_MAX, REPLICAS_MAX};
-use shkv_proto::message::{Failure, WriteDone};
+use shkv_proto::message::{Failure, TxnId};
 use shkv_proto::{NodeId, ReplicaId};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use tokio::sync::oneshot;
 
 /// Bytes of writes that may wait for one shard; beyond, more are refused as busy.
 const QUEUED_BYTES_MAX: usize = 16 << 20;
 /// Log entries of one shard that may be in flight before the next is held back to become larger.
 const ENTRIES_IN_FLIGHT: usize = 1;
 
+/// What is told to a write whose lock was not let go in time.
+const LOCKED_TEXT: &str = "a transaction held a key until the deadline";
+
 /// Replicas outside of the applied configuration whose nodes are kept in mind.
 const LEARNED_MAX: usize = 2 * REPLICAS_MAX as usize;
+
+/// How old a lock gets, in nanoseconds, before it is asked what became of its transaction.
+const LOCK_AGE_MAX: u64 = 1_000_000_000;
+/// How old, if somebody waits for it.
+const LOCK_AGE_WANTED: u64 = 200_000_000;
+/// After how long it is asked again, in nanoseconds.
+const RESOLVE_AGAIN: u64 = 500_000_000;
 
 /// A write that waits.
 #[derive(Debug)]
@@ -38,28 +50,70 @@ pub struct WriteJob {
     pub waiter: Waiter,
 }
 
+/// Where the answer to a write goes.
+#[derive(Debug)]
+pub enum Asker {
+    /// To another process.
+    Away(Reply),
+    /// To a task of this one.
+    Here(oneshot::Sender<Result<Done, Failure>>),
+}
+
 /// Who waits for a write.
 #[derive(Debug)]
 pub struct Waiter {
     /// Where the answer goes; taken when it is given.
-    pub reply: Option<Reply>,
+    pub asker: Option<Asker>,
     /// When it must have been given.
     pub deadline: u64,
 }
 
 impl Waiter {
-    fn answer(&mut self, answer: Result<WriteDone, Failure>) {
-        if let Some(reply) = self.reply.take() {
-            reply.result(answer);
+    /// Another process waits.
+    pub fn away(reply: Reply, deadline: u64) -> Self {
+        Self { asker: Some(Asker::Away(reply)), deadline }
+    }
+
+    /// A task of this process waits.
+    pub fn here(asker: oneshot::Sender<Result<Done, Failure>>, deadline: u64) -> Self {
+        Self { asker: Some(Asker::Here(asker)), deadline }
+    }
+
+    fn answer(&mut self, answer: Result<Done, Failure>) {
+        match (self.asker.take(), answer) {
+            (None, _) => {}
+            (Some(Asker::Here(asker)), answer) => drop(asker.send(answer)), // whoever asked may be gone
+            (Some(Asker::Away(reply)), Err(failure)) => reply.failed(&failure),
+            (Some(Asker::Away(reply)), Ok(done)) => match done {
+                Done::Write(done) => reply.done(&done),
+                Done::Batch(done, values, _) => reply.done_with(&done, values),
+                Done::Prepare(done, values) => reply.done_with(&done, values),
+                Done::Finish(done) => reply.done(&done),
+                Done::LetGo => reply.done(&()),
+            },
         }
     }
 
     /// Answers that it was not done, or is not known.
     pub fn failed(&mut self, failure: &Failure) {
-        if let Some(reply) = self.reply.take() {
-            reply.failed(failure);
-        }
+        self.answer(Err(failure.clone()));
     }
+}
+
+/// A write that met a lock, and waits until that is let go.
+#[derive(Debug)]
+struct Parked {
+    by: TxnId,
+    job: WriteJob,
+}
+
+/// A lock that is kept an eye on.
+#[derive(Clone, Copy, Debug)]
+struct Watched {
+    /// Since when.
+    since: u64,
+    /// When it was last asked what became of its transaction; 0 is never.
+    asked: u64,
 }
 
 /// A log entry in flight with those who wait for its writes, in their order.
@@ -114,11 +168,27 @@ pub struct Shard {
     queue: VecDeque<WriteJob>,
     queued_bytes: usize,
     flights: VecDeque<Flight>,
+    /// Writes that have met a lock. Their bytes count as queued.
+    parked: Vec<Parked>,
+    /// While it leads: the transactions that hold locks.
+    watched: BTreeMap<TxnId, Watched>,
+    /// Whether anything is locked.
+    has_locks: bool,
+    /// Whether there were decisions after the last entry.
+    had_decisions: bool,
+    /// How the log's time follows from this node's clock in a term: the term, the log's time and the clock's.
+    anchor: (u64, u64, u64),
+    /// The term in which it was last looked for decisions that nobody sees to.
+    recovered_term: u64,
 }
 
 impl Shard {
     /// A shard at rest.
     pub fn new(cell: Arc<Cell>, replica: Replica, meta: ReplicaMeta) -> Self {
+        let (has_locks, had_decisions) = {
+            let ledger = &cell.view.read().ledger;
+            (!ledger.locks.is_empty(), !ledger.decisions.is_empty())
+        };
         Self {
             cell,
             replica,
@@ -142,6 +212,12 @@ impl Shard {
             queue: VecDeque::new(),
             queued_bytes: 0,
             flights: VecDeque::new(),
+            parked: Vec::new(),
+            watched: BTreeMap::new(),
+            has_locks,
+            had_decisions,
+            anchor: (0, 0, 0),
+            recovered_term: 0,
         }
     }
 
@@ -174,7 +250,7 @@ impl Shard {
         if waits {
             self.expire(now);
         }
-        ready || self.eager || waits || !self.reads.is_empty()
+        ready || self.eager || waits || self.has_locks || !self.reads.is_empty()
     }
 
     /// The refusal of whoever does not lead.
@@ -200,7 +276,7 @@ impl Shard {
         self.reads.ask(&mut self.replica, tokens, round.now);
         loop {
             if self.replica.leads() && !round.throttled {
-                self.propose();
+                self.propose(round.now);
             }
             let Some(mut output) = self.replica.output(round.now) else { break };
             round.messages.append(&mut output.messages);
@@ -215,8 +291,28 @@ impl Shard {
             self.reads.confirm(&reads);
             self.reads.applied(self.meta.state.index);
         }
-        self.show(round.now);
+        self.show(round);
+        self.watch_locks(round);
         Ok(())
+    }
+
+    /// Looks for locks that are held for too long.
+    fn watch_locks(&mut self, round: &mut Round) {
+        if self.cell.term().is_none() || !self.has_locks {
+            self.watched.clear();
+            return;
+        }
+        let wanted = self.cell.take_lock_wanted() || !self.parked.is_empty();
+        let view = self.cell.view.read();
+        self.watched.retain(|txn, _| view.ledger.locks.is_held_by(txn));
+        for txn in view.ledger.locks.holders() {
+            let watched = self.watched.entry(*txn).or_insert(Watched { since: round.now, asked: 0 });
+            let age_max = if wanted { LOCK_AGE_WANTED } else { LOCK_AGE_MAX };
+            if round.now - watched.since >= age_max && round.now - watched.asked >= RESOLVE_AGAIN.min(age_max) {
+                watched.asked = round.now;
+                round.old_locks.push((self.cell.shard, *txn));
+            }
+        }
     }
 
     /// What was durable when the round began lets Raft go on and lets go the messages that waited for it.
@@ -240,6 +336,8 @@ impl Shard {
     /// Hands an output's write to the round, and holds back the messages that must not leave before it is durable.
     pub fn write_out(&mut self, output: Output, round: &mut Round) {
         self.last_output = output.number;
+        #[cfg(feature = "sim")]
+        let output = crate::inspect::spoiled(output);
         if let Some(snapshot) = &output.snapshot {
             self.snapshot_index = Some(snapshot.index);
         }
@@ -254,7 +352,10 @@ impl Shard {
             Some(write) => self.lazy_hard = write.hard.or(self.lazy_hard),
             None => {}
         }
-        if self.written <= self.persisted {
+        let may_leave = self.written <= self.persisted;
+        #[cfg(feature = "sim")]
+        let may_leave = may_leave || crate::inspect::planted(crate::inspect::Bug::FollowerAcksEarly);
+        if may_leave {
             round.messages.extend(output.after_write);
             self.replica.persisted(output.number);
         } else if !output.after_write.is_empty() {
@@ -263,7 +364,8 @@ impl Shard {
     }
 
     /// Publishes what sessions look at.
-    fn show(&mut self, now: u64) {
+    fn show(&mut self, round: &mut Round) {
+        let now = round.now;
         let leads = self.replica.leads();
         // Until an entry of this term is applied, writes that an earlier leader acknowledged may be missing here.
         let is_current = self.meta.state.term == self.replica.term() && self.snapshot_index.is_none();
@@ -273,6 +375,13 @@ impl Shard {
             0
         };
         self.cell.set_lease(until);
+        self.cell.set_term(if leads && is_current { self.replica.term() } else { 0 });
+        if leads && is_current && self.recovered_term != self.replica.term() {
+            self.recovered_term = self.replica.term();
+            let view = self.cell.view.read();
+            let decided = view.ledger.decisions.iter();
+            round.decided.extend(decided.map(|(txn, decision)| (*txn, decision.others.clone())));
+        }
         let leader = self.replica.leader().and_then(|id| self.home(id));
         self.cell.set_leader(leader);
         self.cell.set_of_group(self.replica.is_of_group());
@@ -287,7 +396,7 @@ impl Shard {
 
     /// Whether a client waits for a write.
     pub fn is_busy(&self) -> bool {
-        !self.queue.is_empty() || !self.flights.is_empty()
+        !self.queue.is_empty() || !self.flights.is_empty() || !self.parked.is_empty()
     }
 
     /// Takes a write in, or answers why not.
@@ -304,10 +413,20 @@ impl Shard {
         self.queue.push_back(job);
     }
 
+    /// The log's own time. Never ahead of the time that has passed: a write that is sent again then looks older than it is
+    /// remembered for, but never younger.
+    fn log_time(&mut self, now: u64) -> u64 {
+        if self.anchor.0 != self.replica.term() {
+            self.anchor = (self.replica.term(), self.cell.view.read().ledger.time, now);
+        }
+        let (_, time, then) = self.anchor;
+        time + now.saturating_sub(then) / 1_000_000
+    }
+
     /// Proposes what waits: everything that came while an entry was in flight becomes the next one.
-    fn propose(&mut self) {
+    fn propose(&mut self, now: u64) {
         while !self.queue.is_empty() && self.flights.len() < ENTRIES_IN_FLIGHT {
-            let mut group = Group::default();
+            let mut group = Group::new(self.log_time(now));
             let mut waiters = Vec::with_capacity(self.queue.len().min(1024));
             while let Some(job) = self.queue.front() {
                 let bytes = job.head.len() + job.tail.len();
@@ -334,12 +453,12 @@ impl Shard {
 
     /// Answers the writes that were never proposed, after the leadership is lost: certainly not done.
     fn refuse_queue(&mut self) {
-        if self.queue.is_empty() {
+        if self.queue.is_empty() && self.parked.is_empty() {
             return;
         }
         let failure = self.not_leader();
         self.queued_bytes = 0;
-        for mut job in self.queue.drain(..) {
+        for mut job in self.queue.drain(..).chain(self.parked.drain(..).map(|parked| parked.job)) {
             job.waiter.failed(&failure);
         }
     }
@@ -363,6 +482,45 @@ impl Shard {
             }
             waits
         });
+        self.parked.retain_mut(|Parked { job, .. }| {
+            let waits = job.waiter.deadline > now;
+            if !waits {
+                *queued_bytes -= job.head.len() + job.tail.len();
+                job.waiter.failed(&Failure::Busy { retry_after_ms: 50, text: LOCKED_TEXT.into() });
+            }
+            waits
+        });
+    }
+
+    /// A snapshot brought another ledger.
+    pub fn ledger_replaced(&mut self, ledger: &Ledger) {
+        self.has_locks = !ledger.locks.is_empty();
+        self.had_decisions = !ledger.decisions.is_empty();
+        self.watched.clear();
+        self.cell.unlocked.notify_waiters();
+    }
+
+    /// Lets a write wait that has met a lock.
+    fn park(&mut self, locked: Locked, waiter: Waiter) {
+        let Locked { by, kind, head, tail } = locked;
+        if waiter.asker.is_some() {
+            self.queued_bytes += head.len() + tail.len();
+            self.parked.push(Parked { by, job: WriteJob { kind, head, tail, waiter } });
+        }
+    }
+
+    /// Takes up the writes that waited for a lock which is gone, before those that came later.
+    fn unpark(&mut self) {
+        if self.parked.is_empty() {
+            return;
+        }
+        let view = self.cell.view.read();
+        let (stay, go) = self.parked.drain(..).partition(|parked| view.ledger.locks.is_held_by(&parked.by));
+        self.parked = stay;
+        let go: Vec<Parked> = go;
+        for parked in go.into_iter().rev() {
+            self.queue.push_front(parked.job);
+        }
     }
 
     /// Applies committed entries and answers those who wait for them.
@@ -370,22 +528,44 @@ impl Shard {
         let Some(last) = entries.last() else { return Ok(()) };
         let mut answers = Vec::new();
         for entry in entries {
-            let mut waiters = self.waiters_of(entry);
+            #[cfg(feature = "sim")]
+            crate::inspect::applied(self.cell.shard, self.replica.id().0, entry);
+            let waiters = self.waiters_of(entry);
             if entry.kind == 0 {
                 if !entry.data.is_empty() {
+                    let place = Place { shard: self.cell.shard, term: entry.term };
                     let mut view = self.cell.view.write();
                     let before = view.active.bytes;
-                    machine::apply(&entry.data, &mut view, waiters.as_ref().map(|_| &mut answers))?;
+                    machine::apply(&entry.data, place, &mut view, waiters.as_ref().map(|_| &mut answers))?;
                     round.table_growth += view.active.bytes as isize - before as isize;
                     round.applied_bytes += entry.data.len() as u64;
                     view.applied = Mark { index: entry.index, term: entry.term };
+                    let had_any = self.has_locks || self.had_decisions;
+                    self.has_locks = !view.ledger.locks.is_empty();
+                    self.had_decisions = !view.ledger.decisions.is_empty();
+                    drop(view);
+                    if had_any {
+                        self.cell.unlocked.notify_waiters();
+                    }
                 }
             } else {
                 self.configure(entry)?;
             }
-            for (waiter, answer) in waiters.iter_mut().flatten().zip(answers.drain(..)) {
-                waiter.answer(answer);
+            for (mut waiter, answer) in waiters.into_iter().flatten().zip(answers.drain(..)) {
+                match answer {
+                    Ok(done) => {
+                        match done {
+                            Done::Prepare(..) => crash_at(Step::PrepareDone),
+                            Done::Finish(_) => crash_at(Step::FinishDone),
+                            Done::Write(_) | Done::Batch(..) | Done::LetGo => {}
+                        }
+                        waiter.answer(Ok(done));
+                    }
+                    Err(NotDone::Failure(failure)) => waiter.answer(Err(failure)),
+                    Err(NotDone::Locked(locked)) => self.park(*locked, waiter),
+                }
             }
+            self.unpark();
         }
         {
             let mut view = self.cell.view.write();
@@ -432,7 +612,7 @@ impl Shard {
     pub fn give_up(&mut self, wrong: &Failure) {
         self.cell.set_lease(0);
         self.cell.set_of_group(false);
-        for mut job in self.queue.drain(..) {
+        for mut job in self.queue.drain(..).chain(self.parked.drain(..).map(|parked| parked.job)) {
             job.waiter.failed(wrong);
         }
         self.forget_flights("the replica was deleted");
@@ -454,6 +634,8 @@ impl Shard {
 
     /// What became of the entries in flight is not known here any more.
     pub fn forget_flights(&mut self, why: &str) {
+        // What it says of transactions counts for its own term only as long as it knows what became of their decisions.
+        self.cell.set_term(0);
         for mut flight in self.flights.drain(..) {
             let failure = Failure::unknown(why);
             flight.waiters.iter_mut().for_each(|waiter| waiter.failed(&failure));
@@ -468,7 +650,8 @@ impl Shard {
         }
         let table = Arc::new(std::mem::take::<Table>(&mut view.active));
         view.sealed = Some(table.clone());
-        Some(Flush { shard: self.cell.shard, meta: self.meta.clone(), table })
+        let ledger = view.ledger.clone();
+        Some(Flush { shard: self.cell.shard, meta: self.meta.clone(), table, ledger })
     }
 }
 

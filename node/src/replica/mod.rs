@@ -9,6 +9,8 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "sim")]
+use crate::inspect::{Bug, planted};
 use crate::log::recover::Recovered;
 use crate::log::{Hard, Log, LogEntry, Mark, ShardWrite};
 use bytes::Bytes;
@@ -136,6 +138,11 @@ impl Replica {
         // The commit index is written without a sync, so redb may be ahead of it, and the end of a torn write behind it.
         hard.commit = hard.commit.max(applied.index).min(last);
         hard.term = hard.term.max(applied.term).max(terms.last().copied().unwrap_or(0));
+        #[cfg(feature = "sim")]
+        let applied = match () {
+            () if planted(Bug::AppliedTwice) => base,
+            () => applied,
+        };
         let config = Config {
             id: id.0,
             election_tick: ELECTION_TICKS,
@@ -155,6 +162,11 @@ impl Replica {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raft = RawNode::new(&config, storage, &logger).map_err(|error| fail(error.to_string()))?;
         let vote_hold_until = if voted_before { now + VOTE_HOLD.as_nanos() as u64 } else { 0 };
+        #[cfg(feature = "sim")]
+        let vote_hold_until = match () {
+            () if planted(Bug::VoteForgotten) || planted(Bug::VoteAtOnce) => 0,
+            () => vote_hold_until,
+        };
         Ok(Self { shard, id, raft, leader_stamp: (0, 0), vote_hold_until, heard_leader: false, settling })
     }
 

@@ -7,8 +7,10 @@
     reason = "a test waits for what it has set in motion, and fails where it cannot go on"
 )]
 
+pub mod shards;
+
 use bytes::Bytes;
-use shkv_node::{Node, NodeConfig, Tuning};
+use shkv_node::{Node, NodeConfig, Steps, Tuning};
 use shkv_proto::codec;
 use shkv_proto::link::{CallError, Link};
 use shkv_proto::map::Part;
@@ -33,6 +35,8 @@ pub struct Group {
     pub tuning: Tuning,
     pub nodes: Vec<Option<(Node, Link)>>,
     pub ids: Vec<NodeId>,
+    /// What is done at the steps of transactions.
+    pub steps: Steps,
     /// Who answered last.
     guess: AtomicUsize,
 }
@@ -53,18 +57,25 @@ pub fn soon() -> Instant {
 }
 
 impl Group {
-    pub async fn new(count: usize, tuning: Tuning) -> Self {
+    /// Nodes that know each other and keep nothing.
+    pub async fn bare(count: usize, tuning: Tuning, steps: Steps) -> Self {
         let mut group = Self {
             folder: tempfile::tempdir().unwrap(),
             tuning,
             nodes: vec![],
             ids: vec![],
+            steps,
             guess: AtomicUsize::new(0),
         };
         for _ in 0..count {
             group.add().await;
         }
         group.introduce().await;
+        group
+    }
+
+    pub async fn new(count: usize, tuning: Tuning) -> Self {
+        let group = Self::bare(count, tuning, Steps::default()).await;
         let founders: Vec<_> = (1..=count as u64).map(ReplicaId).collect();
         let homes: Vec<_> = founders.iter().copied().zip(group.ids.iter().copied()).collect();
         for at in 0..count {
@@ -116,8 +127,9 @@ impl Group {
     }
 
     pub async fn start(&mut self, at: usize) {
+        let (tuning, steps) = (self.tuning, self.steps.clone());
         let config =
-            NodeConfig { tuning: self.tuning, ..NodeConfig::new(format!("Server{at}"), self.data(at), "127.0.0.1:0") };
+            NodeConfig { tuning, steps, ..NodeConfig::new(format!("Server{at}"), self.data(at), "127.0.0.1:0") };
         let deadline = Instant::now() + PATIENCE;
         let node = loop {
             match Node::start(config.clone()).await {

@@ -157,6 +157,22 @@ pub enum Admin {
         /// Its name.
         name: String,
     },
+    /// Which nodes are to keep a shard.
+    Pin {
+        /// The shard.
+        shard: ShardId,
+        /// Their names; empty leaves that to the balancer.
+        nodes: Vec<String>,
+    },
+    /// Other shards of a keyspace in place of some, whose rows go with them: for ranges that hold none yet.
+    Recut {
+        /// The keyspace's name.
+        keyspace: String,
+        /// The shards that go.
+        remove: Vec<ShardId>,
+        /// The shards that come: they cover the same keys.
+        shards: Vec<NewShard>,
+    },
 }
 
 /// A shard of a new keyspace.

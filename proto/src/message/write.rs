@@ -146,3 +146,69 @@ pub struct RowRead {
     /// Bytes of its value in the tail.
     pub value_bytes: u32,
 }
+
+// ---------------------------------------------------------------------------------------------- between nodes
+
+/// A batch over several shards while it is under way. The leader of the lowest shard coordinates it; one term has one
+/// leader, so the pair of term and number is given once.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct TxnId {
+    /// The shard that decides: the lowest that it touches.
+    pub shard: ShardId,
+    /// The term in which its coordinator leads that shard. It can be decided in no later one.
+    pub term: u64,
+    /// Counted by the coordinator.
+    pub number: u64,
+}
+
+/// Head of [`crate::Kind::Prepare`]; the tail is the values of the puts. The header names the shard.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Prepare<'a> {
+    /// The transaction.
+    pub txn: TxnId,
+    /// The keyspace.
+    pub keyspace: KeyspaceId,
+    /// The operations of the batch whose keys lie in the shard, in their order.
+    #[serde(borrow)]
+    pub ops: Vec<BatchOp<'a>>,
+}
+
+/// Head of the answer to a prepare: its conditions hold, its keys are locked. The tail is the values of the rows read.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PrepareDone {
+    /// Rows that its deletes will find and remove.
+    pub removed: u32,
+    /// What each [`BatchOp::Read`] found, in their order.
+    pub rows: Vec<Option<RowRead>>,
+}
+
+/// Head of [`crate::Kind::Finish`]: lets the locks go, after writing what was prepared, or not. Done twice it is the
+/// same as done once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Finish {
+    /// The transaction.
+    pub txn: TxnId,
+    /// Whether it was decided to be done.
+    pub commit: bool,
+}
+
+/// Head of the answer to a finish.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FinishDone {
+    /// The shard's revision after it.
+    pub revision: u64,
+}
+
+/// Head of [`crate::Kind::Resolve`]: what became of a transaction whose locks are old. The header names its shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Resolve {
+    /// The transaction.
+    pub txn: TxnId,
+}
+
+/// Head of the answer to a resolve. It is final.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ResolveDone {
+    /// Whether it was decided to be done; otherwise it was not and never will be.
+    pub commit: bool,
+}

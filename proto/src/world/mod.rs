@@ -9,6 +9,7 @@
 pub mod net;
 #[cfg(feature = "sim")]
 mod net_sim;
+pub mod news;
 #[cfg(feature = "sim")]
 pub mod sim;
 
@@ -46,6 +47,16 @@ pub fn unix_time() -> Duration {
         return host.unix_time();
     }
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The number of this process, and its processor time so far in microseconds. Those of a simulation share one, and say 0.
+#[must_use]
+pub fn process() -> (u32, u64) {
+    if is_simulated() {
+        return (0, 0);
+    }
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    (std::process::id(), spent.tv_sec as u64 * 1_000_000 + spent.tv_nsec as u64 / 1_000)
 }
 
 /// Does what may block on a thread that may.

@@ -431,7 +431,9 @@ fn note(trace: &Trace, event: &Event, from: SocketAddr, to: SocketAddr) {
     };
     trace.note(&[kind, event.conn, event.number, bytes, event.to as u64], || {
         let what = match &event.what {
-            What::Data(data) => format!("{} bytes {bytes:016x}", data.len()),
+            What::Data(data) => {
+                format!("{} bytes {bytes:016x} {}", data.len(), data[..data.len().min(160)].escape_ascii())
+            }
             other => format!("{other:?}"),
         };
         format!("net {from} -> {to} #{}: {what}", event.conn)
@@ -900,7 +902,7 @@ impl SimListener {
         let Some(listening) = state.listeners.get_mut(&self.addr) else {
             return Poll::Ready(Err(io::Error::other("the host is down")));
         };
-        while let Some(conn) = listening.queue.pop_front() {
+        if let Some(conn) = listening.queue.pop_front() {
             let Some(from) = state.conns.get(&conn).map(|conn| conn.ends[0].addr) else {
                 return self.poll_accept_again(cx);
             };

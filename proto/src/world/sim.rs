@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Most lines that a trace keeps.
@@ -29,6 +30,11 @@ pub struct Host {
     pub net: Arc<Net>,
     /// What is written down.
     pub trace: Arc<Trace>,
+    /// A fault that is planted in its process, as a number; 0 is none.
+    pub bug: u64,
+    /// Milliseconds that its disk takes longer than usual.
+    pub disk_delay_ms: AtomicU64,
+    told: Mutex<Vec<[u64; 6]>>,
     seed: u64,
     rng: Mutex<SmallRng>,
     /// Its time of day when its runtime began.
@@ -39,10 +45,11 @@ pub struct Host {
 impl Host {
     /// A process. `seed` is its own, and another one after each restart.
     #[must_use]
-    pub fn new(ip: IpAddr, net: Arc<Net>, seed: u64, unix_began: Duration) -> Arc<Self> {
+    pub fn new(ip: IpAddr, net: Arc<Net>, seed: u64, unix_began: Duration, bug: u64) -> Arc<Self> {
         let trace = net.trace().clone();
         let rng = Mutex::new(SmallRng::seed_from_u64(seed));
-        Arc::new(Self { ip, net, trace, seed, rng, unix_began, began: Mutex::new(None) })
+        let (disk_delay_ms, told) = (AtomicU64::new(0), Mutex::default());
+        Arc::new(Self { ip, net, trace, bug, disk_delay_ms, told, seed, rng, unix_began, began: Mutex::new(None) })
     }
 
     /// Makes this the host that code finds itself on, until what is returned is dropped.
@@ -62,6 +69,24 @@ impl Host {
     #[must_use]
     pub fn draw(&self) -> u64 {
         self.rng.lock().next_u64()
+    }
+
+    /// Tells whoever runs the simulation something that only the two know the meaning of.
+    pub fn tell(&self, words: [u64; 6]) {
+        self.told.lock().push(words);
+    }
+
+    /// What the host has told since this was last asked.
+    #[must_use]
+    pub fn take_told(&self) -> Vec<[u64; 6]> {
+        std::mem::take(&mut *self.told.lock())
+    }
+
+    /// How long the disk takes for something, `usual` milliseconds at the most when all is well.
+    #[must_use]
+    pub fn disk_pause(&self, usual: u64) -> Duration {
+        let slow = self.disk_delay_ms.load(Ordering::Relaxed);
+        Duration::from_millis(self.draw_below(usual + slow))
     }
 
     /// A number that is always the same for the same words on this host.

@@ -9,7 +9,7 @@ use shkv_proto::map::{KeyspaceInfo, NodeInfo, NodeState, Part, ReplicaInfo, Repl
 use shkv_proto::message::{
     Admin, BatchDone, BatchOp, Beat, ChangeReplicas, Condition, Consistency, Control, Controller, CreateReplica,
     EntryHead, Event, Failure, Gone, GroupStatus, Hello, Join, MapDone, NewShard, NodeHealth, NodeStatus, RaftMessage,
-    RefusalCode, ReplicaStatus, Role, RowHead, RowRead, Scan, ScanDone, SnapshotBegin, SnapshotHead, StatusDone,
+    RefusalCode, ReplicaStatus, Role, RowHead, RowRead, Scan, ScanDone, SnapshotBegin, SnapshotHead, StatusDone, TxnId,
     Welcome, WriteId,
 };
 use shkv_proto::{ClusterId, Epoch, KeyspaceId, Kind, Map, NodeId, ReplicaId, ShardId};
@@ -104,6 +104,11 @@ pub fn write_id() -> impl Strategy<Value = WriteId> {
         answered,
         age_ms,
     })
+}
+
+/// A transaction.
+pub fn txn_id() -> impl Strategy<Value = TxnId> {
+    (small(), number(), number()).prop_map(|(shard, term, number)| TxnId { shard: ShardId(shard), term, number })
 }
 
 /// The answer to a batch.
@@ -271,18 +276,21 @@ pub fn change_replicas() -> impl Strategy<Value = ChangeReplicas> {
 
 /// A wish of an operator.
 pub fn admin() -> impl Strategy<Value = Admin> {
-    let new_shard = (part(), vec(text(), 0..3)).prop_map(|(part, pinned)| NewShard { part, pinned });
+    let new_shard = || (part(), vec(text(), 0..3)).prop_map(|(part, pinned)| NewShard { part, pinned });
     prop_oneof![
         (small(), vec(text(), 0..3)).prop_map(|(count, names)| Admin::AddNodes { count, names }),
         (small(), vec(text(), 0..3)).prop_map(|(count, names)| Admin::RemoveNodes { count, names }),
         (text(), any::<bool>()).prop_map(|(node, drain)| Admin::Drain { node, drain }),
         (small(), text()).prop_map(|(shard, node)| Admin::Transfer { shard: ShardId(shard), node }),
-        (text(), small(), vec(new_shard, 0..3)).prop_map(|(name, replicas, shards)| Admin::CreateKeyspace {
+        (text(), small(), vec(new_shard(), 0..3)).prop_map(|(name, replicas, shards)| Admin::CreateKeyspace {
             name,
             replicas,
             shards
         }),
         text().prop_map(|name| Admin::DropKeyspace { name }),
+        (small(), vec(text(), 0..3)).prop_map(|(shard, nodes)| Admin::Pin { shard: ShardId(shard), nodes }),
+        (text(), vec(small().prop_map(ShardId), 0..3), vec(new_shard(), 0..3))
+            .prop_map(|(keyspace, remove, shards)| Admin::Recut { keyspace, remove, shards }),
     ]
 }
 

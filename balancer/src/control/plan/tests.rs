@@ -276,6 +276,40 @@ fn pinned_shards_stay_on_their_nodes_while_those_are_up_and_come_back_to_them() 
 }
 
 #[test]
+fn a_shard_that_is_pinned_elsewhere_moves_there_and_ranges_are_cut_anew() {
+    let mut model = Model::new(4, 2, 3);
+    model.settle();
+    model.floor = 0; // the new groups begin with nobody
+    let pins = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let all = [NewShard { part: Part::everything(), pinned: pins(&["Server1"]) }];
+    model.wish(|state, seen| wishes::create_keyspace(state, seen, "rows", 3, &all)).unwrap();
+    model.settle();
+    let first = model.state.map.shards.last().unwrap().id;
+    model.wish(|state, _| wishes::pin(state, first, &pins(&["Server2", "Server3"]))).unwrap();
+    model.settle();
+    let homes = |model: &Model, shard| -> BTreeSet<NodeId> {
+        model.state.map.shard(shard).unwrap().replicas.iter().map(|home| home.node).collect()
+    };
+    assert_eq!(homes(&model, first), BTreeSet::from([node(2), node(3)]));
+    assert!(model.wish(|state, _| wishes::pin(state, first, &pins(&["Nobody"]))).is_err());
+    assert!(model.wish(|state, _| wishes::pin(state, ShardId::SYSTEM, &[])).is_err());
+
+    let range = |start: &[u8], end: Option<&[u8]>| Part::Range { start: start.to_vec(), end: end.map(<[u8]>::to_vec) };
+    let new = |part, names: &[&str]| NewShard { part, pinned: pins(names) };
+    let halves = [new(range(b"", Some(b"m")), &["Server4"]), new(range(b"m", None), &[])];
+    let gap = [halves[0].clone()];
+    assert!(model.wish(|state, seen| wishes::recut(state, seen, "rows", &[first], &gap)).is_err(), "it leaves a gap");
+    assert!(model.wish(|state, seen| wishes::recut(state, seen, "rows", &[ShardId(1)], &halves)).is_err());
+    model.wish(|state, seen| wishes::recut(state, seen, "rows", &[first], &halves)).unwrap();
+    model.settle();
+    assert!(model.state.map.shard(first).is_none());
+    let id = model.state.map.keyspace("rows").unwrap().id;
+    let shards: Vec<ShardId> = model.state.map.shards_of(id).map(|shard| shard.id).collect();
+    assert_eq!(homes(&model, shards[0]), BTreeSet::from([node(4)]));
+    assert_eq!(homes(&model, shards[1]).len(), 3);
+}
+
+#[test]
 fn the_replicas_of_a_dropped_keyspace_are_deleted_also_on_nodes_that_were_away() {
     let mut model = Model::new(3, 2, 3);
     model.settle();

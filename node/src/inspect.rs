@@ -1,0 +1,228 @@
+//! What a simulation sees of a node that no client sees: what each replica takes itself for, its rows, and each entry as it
+//! is applied. Also the faults that are planted in a node to show that the judges find them. No part of the program that
+//! people run.
+
+use crate::log::LogEntry;
+use crate::owner::Shard;
+use crate::replica::Output;
+use crate::shared::Shared;
+use crate::table::PageLimits;
+use shkv_proto::message::{Consistency, Scan};
+use shkv_proto::world::sim;
+use shkv_proto::{Epoch, NodeId, ShardId};
+use std::sync::{Arc, Weak};
+
+/// Said to the simulation when an entry is applied: this word, shard, replica, index, term, and a hash of the entry.
+pub const APPLIED: u64 = 1;
+
+/// What a replica takes itself for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReplicaLook {
+    /// The shard.
+    pub shard: u32,
+    /// The replica.
+    pub replica: u64,
+    /// Its term.
+    pub term: u64,
+    /// Whether it leads.
+    pub leads: bool,
+    /// The last index known to be committed.
+    pub committed: u64,
+    /// The last applied entry.
+    pub applied: u64,
+    /// Mutations so far.
+    pub revision: u64,
+    /// Whether it knows itself to be of its group.
+    pub of_group: bool,
+    /// For how many nanoseconds more it may answer reads by itself; none or less: it may not.
+    pub lease_left: i64,
+}
+
+/// Looks at a node without keeping it alive.
+#[derive(Clone)]
+pub struct Inspector(Weak<Shared>);
+
+/// All rows of a replica with their versions, and what they are of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RowsLook {
+    /// The last applied entry.
+    pub applied: u64,
+    /// Mutations so far.
+    pub revision: u64,
+    /// Key, version and value.
+    pub rows: Vec<(Vec<u8>, u64, Vec<u8>)>,
+}
+
+impl Inspector {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        Self(Arc::downgrade(shared))
+    }
+
+    /// The node, while it runs.
+    #[must_use]
+    pub fn node(&self) -> Option<NodeId> {
+        self.0.upgrade().map(|shared| shared.identity.id())
+    }
+
+    /// The age of the map that it has.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.0.upgrade().map(|shared| shared.epoch())
+    }
+
+    /// What its replicas take themselves for. To be asked inside the node's runtime: it reads the clock.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<ReplicaLook> {
+        let Some(shared) = self.0.upgrade() else { return vec![] };
+        let now = shared.clock.now();
+        let looks = shared.looks.lock();
+        let with_lease = |look: &ReplicaLook| {
+            let until = shared.cell(ShardId(look.shard)).map_or(0, |cell| cell.lease_until());
+            ReplicaLook { lease_left: until as i64 - now as i64, ..*look }
+        };
+        looks.values().filter(|look| shared.cell(ShardId(look.shard)).is_some()).map(with_lease).collect()
+    }
+
+    /// The rows of a replica as they are now.
+    #[must_use]
+    pub fn rows(&self, shard: ShardId) -> Option<RowsLook> {
+        let cell = self.0.upgrade()?.cell(shard)?;
+        let everything = Scan {
+            keyspace: cell.keyspace,
+            start: vec![],
+            end: None,
+            reverse: false,
+            keys_only: false,
+            rows_max: 0,
+            bytes_max: 0,
+            consistency: Consistency::Eventual,
+        };
+        let limits = PageLimits { rows: usize::MAX / 4, bytes: usize::MAX / 4 };
+        let (page, applied, revision) = {
+            let view = cell.view.read();
+            (view.begin_page(&everything, limits), view.applied.index, view.revision)
+        };
+        let rows = page.read(&everything, limits).ok()?.rows;
+        let rows = rows.into_iter().map(|row| (row.key.to_vec(), row.version, row.value.to_vec())).collect();
+        Some(RowsLook { applied, revision, rows })
+    }
+}
+
+/// Publishes what a replica takes itself for.
+pub(crate) fn look(shared: &Shared, shard: &Shard) {
+    if sim::here().is_none() {
+        return;
+    }
+    let look = ReplicaLook {
+        shard: shard.cell.shard.0,
+        replica: shard.replica.id().0,
+        term: shard.replica.term(),
+        leads: shard.replica.leads(),
+        committed: shard.replica.committed(),
+        applied: shard.meta.state.index,
+        revision: shard.meta.revision,
+        of_group: shard.replica.is_of_group(),
+        lease_left: 0,
+    };
+    shared.looks.lock().insert(look.shard, look);
+}
+
+/// Says that an entry is applied.
+pub(crate) fn applied(shard: ShardId, replica: u64, entry: &LogEntry) {
+    if let Some(host) = sim::here() {
+        let hash = shkv_proto::hashing::frame_check(&entry.data);
+        host.tell([APPLIED, u64::from(shard.0), replica, entry.index, entry.term, u64::from(hash)]);
+    }
+}
+
+/// A fault that is planted on purpose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum Bug {
+    /// A write counts as durable before it is synced.
+    AckBeforeSync = 1,
+    /// A vote is sent without being kept.
+    VoteForgotten,
+    /// A leader answers by its lease without looking at the clock.
+    LeaseWithoutClock,
+    /// What redb holds is applied once more after a restart.
+    AppliedTwice,
+    /// An older map takes the place of a newer one.
+    StaleMap,
+    /// The log lets go of entries that redb does not hold yet.
+    LogCutTooFar,
+    /// A read is answered by whoever thinks to lead, without a round to the others.
+    DeposedLeaderReads,
+    /// The end of a write that was torn off is taken for whole.
+    TornTail,
+    /// The revision does not come back after a restart.
+    RevisionLost,
+    /// A failed sync is taken for a good one.
+    SyncErrorIgnored,
+    /// A follower says that it has entries before they are durable.
+    FollowerAcksEarly,
+    /// A flush forgets the rows that were removed.
+    FlushKeepsRemoved,
+    /// A snapshot leaves out its last row.
+    SnapshotShort,
+    /// A lease counts from when a promise came in, not from when it was asked for.
+    LeaseFromAnswer,
+    /// What was done by which id is forgotten with the process.
+    SessionsLost,
+    /// A transaction that is given up keeps its locks.
+    LockLeft,
+    /// A batch over several shards is done in the first of them only.
+    HalfBatch,
+    /// A replica that has forgotten its promises with its process votes at once.
+    VoteAtOnce,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::AckBeforeSync,
+        Self::VoteForgotten,
+        Self::LeaseWithoutClock,
+        Self::AppliedTwice,
+        Self::StaleMap,
+        Self::LogCutTooFar,
+        Self::DeposedLeaderReads,
+        Self::TornTail,
+        Self::RevisionLost,
+        Self::SyncErrorIgnored,
+        Self::FollowerAcksEarly,
+        Self::FlushKeepsRemoved,
+        Self::SnapshotShort,
+        Self::LeaseFromAnswer,
+        Self::SessionsLost,
+        Self::LockLeft,
+        Self::HalfBatch,
+        Self::VoteAtOnce,
+    ];
+}
+
+/// What [`Bug::VoteForgotten`] makes of an output: what is only a term or a vote is not written.
+pub(crate) fn spoiled(mut output: Output) -> Output {
+    if planted(Bug::VoteForgotten) && output.write.as_ref().is_some_and(|write| write.entries.is_empty()) {
+        output.write = None;
+    }
+    output
+}
+
+/// What [`Bug::LeaseFromAnswer`] makes of a promise's time.
+pub(crate) fn lease_stamp(stamp: u64, now: u64) -> u64 {
+    if planted(Bug::LeaseFromAnswer) { now } else { stamp }
+}
+
+/// What [`Bug::SnapshotShort`] makes of the rows of a snapshot.
+pub(crate) fn shorten<Row>(rows: &mut Vec<Row>) {
+    if planted(Bug::SnapshotShort) {
+        rows.pop();
+    }
+}
+
+/// Whether this process has a fault planted in it.
+#[must_use]
+pub fn planted(bug: Bug) -> bool {
+    sim::here().is_some_and(|host| host.bug == bug as u64)
+}

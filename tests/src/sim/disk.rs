@@ -1,0 +1,489 @@
+//! A disk: it loses what was not synced when the power goes, tears writes at the grain of its sectors, fills up, fails to
+//! sync, and can lose its power in the middle of what it does.
+//!
+//! What was renamed or synced is there for good. A file that was removed may be back, as long as no name was synced since.
+
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use shkv_node::StartError;
+use shkv_node::disk::{Disk, DiskFile};
+use shkv_node::ground::{Ground, Rows};
+use shkv_proto::world::sim::Trace;
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What a disk writes whole or not at all.
+const SECTOR_BYTES: usize = 512;
+
+/// A disk with the data directory of one node.
+#[derive(Clone)]
+pub struct SimDisk(Arc<Inside>);
+
+struct Inside {
+    path: PathBuf,
+    state: Mutex<State>,
+    trace: Arc<Trace>,
+}
+
+struct State {
+    rng: SmallRng,
+    identity: Option<Vec<u8>>,
+    names: BTreeMap<String, u64>,
+    files: BTreeMap<u64, File>,
+    last_file: u64,
+    /// Files whose removal may be undone.
+    removed: Vec<(String, u64)>,
+    capacity: u64,
+    /// Handles of an earlier process are of no use.
+    life: u64,
+    /// Writes and syncs after which the power goes.
+    power_for: Option<u64>,
+    power: bool,
+    fail_sync: bool,
+    rot_reads: u64,
+    stats: DiskStats,
+}
+
+/// What a disk has done.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct DiskStats {
+    /// Syncs.
+    pub syncs: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Sectors that were lost when the power went.
+    pub lost_sectors: u64,
+    /// Syncs that failed on purpose.
+    pub failed_syncs: u64,
+    /// Writes that found no space.
+    pub full: u64,
+    /// Reads that brought something else than was written.
+    pub rotten: u64,
+}
+
+#[derive(Clone, Default)]
+struct File {
+    bytes: Vec<u8>,
+    /// What is on the disk for good.
+    durable: Vec<u8>,
+    pending: Vec<Pending>,
+}
+
+#[derive(Clone)]
+enum Pending {
+    Write(u64, Vec<u8>),
+    Resize(u64),
+}
+
+impl SimDisk {
+    /// An empty disk.
+    #[must_use]
+    pub fn new(path: PathBuf, seed: u64, capacity: u64, trace: Arc<Trace>) -> Self {
+        let state = State {
+            rng: SmallRng::seed_from_u64(seed),
+            identity: None,
+            names: BTreeMap::new(),
+            files: BTreeMap::new(),
+            last_file: 0,
+            removed: vec![],
+            capacity,
+            life: 0,
+            power_for: None,
+            power: true,
+            fail_sync: false,
+            rot_reads: 0,
+            stats: DiskStats::default(),
+        };
+        Self(Arc::new(Inside { path, state: Mutex::new(state), trace }))
+    }
+
+    /// What it is called.
+    #[must_use]
+    pub fn path_buf(&self) -> PathBuf {
+        self.0.path.clone()
+    }
+
+    /// What it has done.
+    #[must_use]
+    pub fn stats(&self) -> DiskStats {
+        self.0.state.lock().stats
+    }
+
+    /// The process has ended, and the machine lives: what was written is there.
+    pub fn process_ended(&self) {
+        let mut state = self.0.state.lock();
+        state.life += 1;
+        (state.power_for, state.fail_sync) = (None, false);
+    }
+
+    /// The power has gone, and comes back: of what was not synced any part may be there.
+    pub fn power_lost(&self) {
+        let mut state = self.0.state.lock();
+        let state = &mut *state;
+        state.life += 1;
+        state.power = true;
+        (state.power_for, state.fail_sync) = (None, false);
+        let mut lost = 0;
+        // Removals take effect in their order; the last ones may not have.
+        let undone = state.rng.random_range(0..=state.removed.len());
+        for (name, file) in state.removed.split_off(undone) {
+            state.names.entry(name).or_insert(file);
+        }
+        state.forget_removed();
+        for file in state.files.values_mut() {
+            lost += file.lose(&mut state.rng);
+        }
+        state.stats.lost_sectors += lost;
+        self.0.trace.note(&[30, lost], || format!("{}: power lost, {lost} sectors gone", self.0.path.display()));
+    }
+
+    /// The power goes after this many more writes and syncs.
+    pub fn lose_power_after(&self, operations: u64) {
+        self.0.state.lock().power_for = Some(operations);
+    }
+
+    /// Whether the power has gone by itself.
+    #[must_use]
+    pub fn is_dark(&self) -> bool {
+        !self.0.state.lock().power
+    }
+
+    /// Lets the next sync fail.
+    pub fn fail_next_sync(&self) {
+        self.0.state.lock().fail_sync = true;
+    }
+
+    /// Lets one of the next reads of the log bring a wrong bit.
+    pub fn rot_next_read(&self) {
+        self.0.state.lock().rot_reads = 1;
+    }
+
+    /// Changes how much fits.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.0.state.lock().capacity = bytes;
+    }
+
+    /// Bytes in use.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.0.state.lock().used()
+    }
+
+    /// An empty disk in the place of this one.
+    pub fn wipe(&self) {
+        let mut state = self.0.state.lock();
+        state.life += 1;
+        state.identity = None;
+        state.files.clear();
+        state.names.clear();
+        state.removed.clear();
+    }
+}
+
+impl State {
+    fn used(&self) -> u64 {
+        self.files.values().map(|file| file.bytes.len() as u64).sum()
+    }
+
+    /// What was removed is gone for good.
+    fn forget_removed(&mut self) {
+        self.removed.clear();
+        let names = &self.names;
+        self.files.retain(|file, _| names.values().any(|named| named == file));
+    }
+
+    /// Whether there is a process of this life, and power for one more operation.
+    fn begin(&mut self, life: u64) -> io::Result<()> {
+        if life != self.life || !self.power {
+            return Err(io::Error::other("the power is off"));
+        }
+        if let Some(left) = &mut self.power_for {
+            if *left == 0 {
+                self.power = false;
+                return Err(io::Error::other("the power went"));
+            }
+            *left -= 1;
+        }
+        Ok(())
+    }
+
+    fn check(&self, life: u64) -> io::Result<()> {
+        if life != self.life || !self.power {
+            return Err(io::Error::other("the power is off"));
+        }
+        Ok(())
+    }
+
+    fn room(&mut self, more: u64) -> io::Result<()> {
+        if self.used() + more > self.capacity {
+            self.stats.full += 1;
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on device"));
+        }
+        Ok(())
+    }
+}
+
+impl File {
+    fn apply(bytes: &mut Vec<u8>, pending: &Pending, keep: &mut dyn FnMut() -> bool) -> u64 {
+        let mut lost = 0;
+        match pending {
+            Pending::Resize(length) => {
+                if keep() {
+                    bytes.resize(*length as usize, 0);
+                }
+            }
+            Pending::Write(offset, data) => {
+                let mut at = 0;
+                while at < data.len() {
+                    let place = *offset as usize + at;
+                    let sector_left = SECTOR_BYTES - place % SECTOR_BYTES;
+                    let count = sector_left.min(data.len() - at);
+                    if keep() {
+                        if bytes.len() < place + count {
+                            bytes.resize(place + count, 0);
+                        }
+                        bytes[place..place + count].copy_from_slice(&data[at..at + count]);
+                    } else {
+                        lost += 1;
+                    }
+                    at += count;
+                }
+            }
+        }
+        lost
+    }
+
+    fn lose(&mut self, rng: &mut SmallRng) -> u64 {
+        let mode = rng.random_range(0..4_u32);
+        let stop = rng.random_range(0..=self.pending.len());
+        let mut lost = 0;
+        for (number, pending) in self.pending.iter().enumerate() {
+            let mut keep = || match mode {
+                0 => false,
+                1 => true,
+                2 => number < stop,
+                _ => rng.random_bool(0.5),
+            };
+            lost += Self::apply(&mut self.durable, pending, &mut keep);
+        }
+        self.pending.clear();
+        self.bytes = self.durable.clone();
+        lost
+    }
+
+    fn sync(&mut self) {
+        for pending in self.pending.drain(..) {
+            Self::apply(&mut self.durable, &pending, &mut || true);
+        }
+    }
+}
+
+impl Ground for SimDisk {
+    fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    fn lock(&self) -> Result<Box<dyn Any + Send + Sync>, StartError> {
+        Ok(Box::new(()))
+    }
+
+    fn identity(&self) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.0.state.lock().identity.clone())
+    }
+
+    fn set_identity(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.0.state.lock();
+        let life = state.life;
+        state.begin(life)?;
+        state.identity = Some(bytes.to_vec());
+        Ok(())
+    }
+
+    fn log(&self) -> io::Result<Arc<dyn Disk>> {
+        let life = self.0.state.lock().life;
+        Ok(Arc::new(Folder { disk: self.clone(), prefix: "log/", life }))
+    }
+
+    fn rows(&self) -> Rows {
+        let life = self.0.state.lock().life;
+        Rows::StandIn(Arc::new(Folder { disk: self.clone(), prefix: "", life }))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        self.0.state.lock().forget_removed();
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let state = self.0.state.lock();
+        state.capacity.saturating_sub(state.used())
+    }
+}
+
+/// A folder of a disk, as one process has it.
+struct Folder {
+    disk: SimDisk,
+    prefix: &'static str,
+    life: u64,
+}
+
+impl Folder {
+    fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn handle(&self, file: u64) -> Arc<dyn DiskFile> {
+        Arc::new(Handle { disk: self.disk.clone(), file, life: self.life })
+    }
+}
+
+fn missing(name: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("{name} is not there"))
+}
+
+impl Disk for Folder {
+    fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let name = self.name(name);
+        let mut state = self.disk.0.state.lock();
+        state.begin(self.life)?;
+        state.room(bytes)?;
+        let zeroes = vec![0; bytes as usize];
+        state.last_file += 1;
+        let file = state.last_file;
+        state.files.insert(file, File { bytes: zeroes.clone(), durable: zeroes, pending: vec![] });
+        state.names.insert(name, file);
+        state.forget_removed();
+        Ok(self.handle(file))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let name = self.name(name);
+        let state = self.disk.0.state.lock();
+        state.check(self.life)?;
+        let file = *state.names.get(&name).ok_or_else(|| missing(&name))?;
+        Ok(self.handle(file))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let (from, to) = (self.name(from), self.name(to));
+        let mut state = self.disk.0.state.lock();
+        state.begin(self.life)?;
+        let file = state.names.remove(&from).ok_or_else(|| missing(&from))?;
+        state.names.insert(to, file);
+        state.forget_removed();
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let name = self.name(name);
+        let mut state = self.disk.0.state.lock();
+        state.begin(self.life)?;
+        let file = state.names.remove(&name).ok_or_else(|| missing(&name))?;
+        state.removed.push((name, file));
+        Ok(())
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let state = self.disk.0.state.lock();
+        state.check(self.life)?;
+        let ours = state.names.keys().filter_map(|name| name.strip_prefix(self.prefix));
+        Ok(ours.filter(|name| !name.contains('/')).map(str::to_owned).collect())
+    }
+}
+
+/// An open file, as one process has it.
+struct Handle {
+    disk: SimDisk,
+    file: u64,
+    life: u64,
+}
+
+impl Handle {
+    fn with<T>(&self, begins: bool, work: impl FnOnce(&mut State, &mut File) -> io::Result<T>) -> io::Result<T> {
+        let mut state = self.disk.0.state.lock();
+        if begins {
+            state.begin(self.life)?;
+        } else {
+            state.check(self.life)?;
+        }
+        let mut file = state.files.remove(&self.file).ok_or_else(|| missing("the file"))?;
+        let done = work(&mut state, &mut file);
+        state.files.insert(self.file, file);
+        done
+    }
+}
+
+impl DiskFile for Handle {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.with(true, |state, file| {
+            let end = offset as usize + bytes.len();
+            state.room(end.max(file.bytes.len()) as u64)?;
+            if file.bytes.len() < end {
+                file.bytes.resize(end, 0);
+            }
+            file.bytes[offset as usize..end].copy_from_slice(bytes);
+            file.pending.push(Pending::Write(offset, bytes.to_vec()));
+            state.stats.writes += 1;
+            let hash = xxhash_rust::xxh3::xxh3_64(bytes);
+            self.disk.0.trace.note(&[31, self.file, offset, hash], || {
+                format!(
+                    "{}: {} bytes {hash:016x} at {offset} of file {}",
+                    self.disk.0.path.display(),
+                    bytes.len(),
+                    self.file
+                )
+            });
+            Ok(())
+        })
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.with(false, |state, file| {
+            let from = file.bytes.get(offset as usize..).and_then(|rest| rest.get(..bytes.len()));
+            let from = from.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "beyond the end"))?;
+            bytes.copy_from_slice(from);
+            if state.rot_reads > 0 && (40..4096).contains(&bytes.len()) {
+                state.rot_reads -= 1;
+                state.stats.rotten += 1;
+                let at = state.rng.random_range(0..bytes.len());
+                bytes[at] ^= 1 << state.rng.random_range(0..8);
+            }
+            Ok(())
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.with(true, |state, file| {
+            state.stats.syncs += 1;
+            if std::mem::replace(&mut state.fail_sync, false) {
+                state.stats.failed_syncs += 1;
+                // What the system makes of the pages after that is anybody's guess.
+                file.lose(&mut state.rng);
+                return Err(io::Error::other("the disk failed to sync"));
+            }
+            file.sync();
+            self.disk
+                .0
+                .trace
+                .note(&[32, self.file], || format!("{}: file {} synced", self.disk.0.path.display(), self.file));
+            Ok(())
+        })
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        self.with(false, |_, file| Ok(file.bytes.len() as u64))
+    }
+
+    fn resize(&self, bytes: u64) -> io::Result<()> {
+        self.with(true, |state, file| {
+            state.room(bytes)?;
+            file.bytes.resize(bytes as usize, 0);
+            file.pending.push(Pending::Resize(bytes));
+            Ok(())
+        })
+    }
+}
