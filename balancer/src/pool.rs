@@ -40,13 +40,13 @@ impl Home {
     /// up, another one that is: a node that can be reached must not look as if it were gone.
     pub(crate) fn link(&self, lane: usize) -> &Link {
         let turns = (lane..lane.saturating_add(LINKS_PER_NODE)).map(|turn| &self.links[turn % LINKS_PER_NODE]);
-        let mut turns = turns.filter(|link| link.welcome().is_some());
+        let mut turns = turns.filter(|link| link.is_up());
         turns.next().unwrap_or(&self.links[lane % LINKS_PER_NODE])
     }
 
     /// How many of the links are up.
     pub(crate) fn links_up(&self) -> usize {
-        self.links.iter().filter(|link| link.welcome().is_some()).count()
+        self.links.iter().filter(|link| link.is_up()).count()
     }
 }
 

@@ -193,7 +193,7 @@ fn choose<'a, E>(
         Aim::Key(key) => key,
         Aim::Keys(_) | Aim::Shard(_) | Aim::Keyspace => &[],
     };
-    if let Some(peer) = view.peer_for(info, consistency, key, tries, Instant::now()) {
+    if let Some(peer) = view.peer_for(info, consistency, key, tries, Instant::now) {
         return Way::Node(peer);
     }
     let home = inner.home();
@@ -260,9 +260,8 @@ pub(crate) fn try_until(deadline: Instant) -> Instant {
 
 /// Sends a frame over a link once.
 pub(crate) async fn attempt(link: &Link, frame: Frame, until: Instant) -> Result<Frame, CallError> {
-    let now = Instant::now();
-    if link.welcome().is_none() {
-        link.connected(until.min(now + CONNECT_TIME_MAX)).await?;
+    if !link.is_up() {
+        link.connected(until.min(Instant::now() + CONNECT_TIME_MAX)).await?;
     }
     let (sender, receiver) = oneshot::channel();
     let done = move |result| {

@@ -23,6 +23,7 @@ use shkv_proto::limits::{CREDIT_REQUESTS, OUTBOX_BYTES_SOFT};
 use shkv_proto::message::{
     Consistency, Failure, Get, GetDone, Hello, MapDone, RaftMessage, RefusalCode, Resolve, Role, StatusDone,
 };
+use shkv_proto::outbox::SharedStream;
 use shkv_proto::session::{Session, SessionError};
 use shkv_proto::{Frame, Kind, ShardId};
 use std::pin::pin;
@@ -42,11 +43,12 @@ const CLOSING_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// Serves a connection until either side ends it.
 pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
-    let Session { mut reader, mut writer, peer } = session;
+    let Session { mut reader, writer, peer } = session;
+    let stream = SharedStream::new(writer);
     let conn = Arc::new(Conn::default());
     let writing = tokio::spawn({
-        let conn = conn.clone();
-        async move { conn.outbox.write_to(&mut writer).await }
+        let (conn, mut stream) = (conn.clone(), stream.clone());
+        async move { conn.outbox.write_to(&mut stream).await }
     });
     let mut served = Served { shared: shared.clone(), conn: conn.clone(), peer, incoming: None, writes: vec![] };
     let mut frames = Vec::new();
@@ -61,7 +63,10 @@ pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
             break;
         }
         match read {
-            Ok(true) => served.batch(&mut frames).await,
+            Ok(true) => {
+                served.batch(&mut frames).await;
+                conn.outbox.flush(&stream); // what was answered on the spot: no more is due before the next read
+            }
             Ok(false) => break,
             Err(SessionError::Io(error)) => {
                 tracing::debug!("a connection was lost: {error}");

@@ -10,8 +10,9 @@ use crate::codec::{self, CodecError};
 use crate::frame::{Frame, Kind};
 use crate::limits::{CREDIT_REQUESTS, DEADLINE_MS_MAX};
 use crate::message::{Failure, Hello, Welcome};
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, SharedStream};
 use crate::session::{self, Session, SessionError, failure_of};
+use crate::world::net::OwnedWriteHalf;
 use crate::world::{self, news::News};
 use parking_lot::Mutex;
 use rand::RngExt;
@@ -79,7 +80,7 @@ struct State {
 
 enum Phase {
     Connecting,
-    Up { outbox: Arc<Outbox>, welcome: Arc<Welcome> },
+    Up { outbox: Arc<Outbox>, stream: SharedStream<OwnedWriteHalf>, welcome: Arc<Welcome> },
     Down { error: String },
 }
 
@@ -129,6 +130,12 @@ impl Link {
             Phase::Up { welcome, .. } => Some(welcome.clone()),
             Phase::Connecting | Phase::Down { .. } => None,
         }
+    }
+
+    /// Whether the connection is up.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(self.shared.state.lock().phase, Phase::Up { .. })
     }
 
     /// Waits until the connection is up.
@@ -218,14 +225,15 @@ impl Link {
     /// Sends a frame that has no answer. It is dropped, and `false` returned, unless the connection is up and no more
     /// than `backlog_bytes_max` wait to be written.
     pub fn tell(&self, frame: &Frame, backlog_bytes_max: usize) -> bool {
-        let outbox = match &self.shared.state.lock().phase {
-            Phase::Up { outbox, .. } => outbox.clone(),
+        let (outbox, stream) = match &self.shared.state.lock().phase {
+            Phase::Up { outbox, stream, .. } => (outbox.clone(), stream.clone()),
             Phase::Connecting | Phase::Down { .. } => return false,
         };
         if outbox.bytes() > backlog_bytes_max {
             return false;
         }
         outbox.push(frame);
+        outbox.flush(&stream); // it is all that its sender has to say at this moment
         true
     }
 }
@@ -317,14 +325,15 @@ impl Shared {
 
     /// Serves one connection until it ends; returns why it ended.
     async fn run(&self, session: Session<Welcome>) -> String {
-        let Session { mut reader, mut writer, peer } = session;
+        let Session { mut reader, writer, peer } = session;
+        let stream = SharedStream::new(writer);
         let outbox = Arc::new(Outbox::default());
         let mut writing = {
-            let outbox = outbox.clone();
+            let (outbox, mut stream) = (outbox.clone(), stream.clone());
             // Ended with the connection: a peer that does not read must not keep the writer and its bytes for ever.
-            AbortOnDropHandle::new(tokio::spawn(async move { outbox.write_to(&mut writer).await }))
+            AbortOnDropHandle::new(tokio::spawn(async move { outbox.write_to(&mut stream).await }))
         };
-        self.enter(Phase::Up { outbox: outbox.clone(), welcome: Arc::new(peer) });
+        self.enter(Phase::Up { outbox: outbox.clone(), stream, welcome: Arc::new(peer) });
         let mut frames = Vec::new();
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

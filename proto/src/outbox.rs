@@ -9,6 +9,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
@@ -16,6 +19,10 @@ use tokio::sync::Notify;
 const TAIL_COPY_BYTES_MAX: usize = 16 << 10;
 /// A buffer that has grown beyond this is given back to the allocator after it was written.
 const SPARE_BYTES_MAX: usize = 256 << 10;
+/// How often a write is put off for frames that are about to come. At rest that costs a look at the sockets each.
+const GATHER_TURNS_MAX: usize = 4;
+/// Bytes that are worth a write by themselves.
+const GATHER_BYTES_MAX: usize = 32 << 10;
 
 /// The bytes that wait for one connection.
 #[derive(Debug, Default)]
@@ -31,6 +38,8 @@ struct Queue {
     open: BytesMut,
     bytes: usize,
     closed: bool,
+    /// Whether somebody is writing what is no longer in `pieces` and `open`.
+    writing: bool,
 }
 
 impl Outbox {
@@ -56,6 +65,38 @@ impl Outbox {
         drop(queue);
         if was_empty {
             self.filled.notify_one();
+        }
+    }
+
+    /// Writes what waits at once, if nobody is writing and the stream takes it; what it does not take is left to
+    /// [`Outbox::write_to`]. For whoever knows that nothing more is about to come.
+    pub fn flush<W: AsyncWrite + Unpin>(&self, stream: &SharedStream<W>) {
+        let mut open = {
+            let mut queue = self.queue.lock();
+            if queue.writing || !queue.pieces.is_empty() || queue.open.is_empty() {
+                return; // whoever pushed it has woken the writer
+            }
+            queue.writing = true;
+            std::mem::take(&mut queue.open)
+        };
+        // The writer is woken below and polls the stream anew, so nobody needs to be told when there is room.
+        let mut context = Context::from_waker(Waker::noop());
+        let written = match Pin::new(&mut *stream.0.lock()).poll_write(&mut context, &open) {
+            Poll::Ready(Ok(written)) => written,
+            Poll::Ready(Err(_)) | Poll::Pending => 0, // the writer will meet the error, too
+        };
+        let closed = {
+            let mut queue = self.queue.lock();
+            if written < open.len() {
+                queue.pieces.push_front(open.split_off(written).freeze());
+            } else if queue.open.is_empty() && open.capacity() <= SPARE_BYTES_MAX {
+                open.clear();
+                queue.open = open;
+            }
+            queue.closed
+        };
+        if self.written(written) || closed {
+            self.filled.notify_one(); // the writer may have seen that somebody was writing, and gone to sleep
         }
     }
 
@@ -85,6 +126,20 @@ impl Outbox {
         }
     }
 
+    /// Lets whoever else is about to send do so first: their frames then share one write. Goes on for as long as each turn
+    /// brings more, but for no more than [`GATHER_TURNS_MAX`].
+    async fn gathered(&self) {
+        let mut before = 0;
+        for _ in 0..GATHER_TURNS_MAX {
+            let bytes = self.bytes();
+            if bytes == before || bytes >= GATHER_BYTES_MAX {
+                return;
+            }
+            before = bytes;
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Writes what is pushed until the outbox is closed and empty.
     ///
     /// # Errors
@@ -92,25 +147,27 @@ impl Outbox {
     pub async fn write_to<W: AsyncWrite + Unpin>(&self, stream: &mut W) -> io::Result<()> {
         let mut spare = BytesMut::new();
         loop {
-            let (mut pieces, mut open, closed) = {
+            let taken = {
                 let mut queue = self.queue.lock();
                 let queue = &mut *queue;
-                (
-                    std::mem::take(&mut queue.pieces),
-                    std::mem::replace(&mut queue.open, std::mem::take(&mut spare)),
-                    queue.closed,
-                )
-            };
-            if pieces.is_empty() && open.is_empty() {
-                if closed {
-                    return stream.shutdown().await;
+                if queue.writing {
+                    None // a flush on another thread; it wakes us if it leaves anything
+                } else if queue.pieces.is_empty() && queue.open.is_empty() {
+                    if queue.closed {
+                        break;
+                    }
+                    None
+                } else {
+                    queue.writing = true;
+                    let open = std::mem::replace(&mut queue.open, std::mem::take(&mut spare));
+                    Some((std::mem::take(&mut queue.pieces), open))
                 }
-                spare = open;
+            };
+            let Some((mut pieces, mut open)) = taken else {
                 self.filled.notified().await;
-                // Whoever else is about to send does so first: their frames then share this write.
-                tokio::task::yield_now().await;
+                self.gathered().await;
                 continue;
-            }
+            };
             let bytes = pieces.iter().map(Bytes::len).sum::<usize>() + open.len();
             let result = if pieces.is_empty() {
                 stream.write_all(&open).await
@@ -126,15 +183,66 @@ impl Outbox {
             if open.capacity() <= SPARE_BYTES_MAX {
                 spare = open;
             }
-            let mut queue = self.queue.lock();
-            queue.bytes -= bytes;
-            let more = queue.bytes > 0;
-            drop(queue);
-            self.drained.notify_waiters();
+            let more = self.written(bytes);
             if more {
                 self.filled.notify_one(); // its pusher saw bytes > 0 and left the wake-up to us
             }
         }
+        stream.shutdown().await
+    }
+
+    /// So many bytes were handed to the system. Tells whether more is there.
+    fn written(&self, bytes: usize) -> bool {
+        let mut queue = self.queue.lock();
+        queue.writing = false;
+        queue.bytes -= bytes;
+        let more = queue.bytes > 0;
+        drop(queue);
+        self.drained.notify_waiters();
+        more
+    }
+}
+
+/// A stream that [`Outbox::write_to`] writes to from its task, and [`Outbox::flush`] from others.
+#[derive(Debug)]
+pub struct SharedStream<W>(Arc<Mutex<W>>);
+
+impl<W> SharedStream<W> {
+    /// Shares a stream.
+    pub fn new(stream: W) -> Self {
+        Self(Arc::new(Mutex::new(stream)))
+    }
+}
+
+impl<W> Clone for SharedStream<W> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for SharedStream<W> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0.lock()).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0.lock()).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.lock().is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_shutdown(cx)
     }
 }
 
@@ -222,6 +330,65 @@ mod tests {
         }
         assert!(buffer.is_empty());
         assert_eq!(outbox.bytes(), 0);
+    }
+
+    /// A stream that takes 64 bytes and then no more until they are read: each flush leaves something to the writer, and
+    /// frames that are pushed in between come behind it.
+    #[tokio::test]
+    async fn what_a_flush_leaves_is_written_in_order() {
+        use tokio::io::AsyncReadExt;
+        let (near, mut far) = tokio::io::duplex(64);
+        let stream = SharedStream::new(near);
+        let outbox = Arc::new(Outbox::default());
+        let writing = {
+            let (outbox, mut stream) = (outbox.clone(), stream.clone());
+            tokio::spawn(async move { outbox.write_to(&mut stream).await })
+        };
+        let frames: Vec<Frame> = (0..40_u64)
+            .map(|n| {
+                let mut header = Header::new(Kind::Put);
+                header.request = n;
+                let tail_bytes = if n % 10 == 9 { TAIL_COPY_BYTES_MAX + 1 } else { n as usize };
+                Frame::new(header, vec![n as u8; 3], vec![n as u8; tail_bytes])
+            })
+            .collect();
+        let reading = tokio::spawn(async move {
+            let mut read = Vec::new();
+            far.read_to_end(&mut read).await.map(|_| read)
+        });
+        for (n, frame) in frames.iter().enumerate() {
+            outbox.push(frame);
+            if n % 3 != 2 {
+                outbox.flush(&stream);
+            }
+            if n % 7 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        outbox.close();
+        writing.await.unwrap().unwrap();
+        drop(stream);
+        let mut buffer = BytesMut::from(&reading.await.unwrap().unwrap()[..]);
+        for frame in &frames {
+            assert_eq!(Frame::decode(&mut buffer, FRAME_BYTES_MAX).unwrap().as_ref(), Some(frame));
+        }
+        assert!(buffer.is_empty());
+        assert_eq!(outbox.bytes(), 0);
+    }
+
+    /// With nobody writing, a flush hands over all that the stream takes, and a stream that is gone costs nothing.
+    #[tokio::test]
+    async fn a_flush_needs_no_writer() {
+        let (near, far) = tokio::io::duplex(1 << 10);
+        let stream = SharedStream::new(near);
+        let outbox = Outbox::default();
+        outbox.push(&Frame::new(Header::new(Kind::Get), vec![1], vec![]));
+        outbox.flush(&stream);
+        assert_eq!(outbox.bytes(), 0);
+        drop(far);
+        outbox.push(&Frame::new(Header::new(Kind::Get), vec![1], vec![]));
+        outbox.flush(&stream);
+        assert_eq!(outbox.bytes(), HEADER_BYTES + 1, "left to the writer, who meets the error");
     }
 
     #[tokio::test]

@@ -36,6 +36,8 @@ use tokio::sync::{mpsc, oneshot};
 pub const MAILBOX: usize = 4096;
 /// Letters taken in one round.
 const ROUND_MAX: usize = 512;
+/// How often a round is put off for letters that are about to come.
+const GATHER_TURNS_MAX: usize = 4;
 /// How long a stopping node waits for a shard to be taken over by another.
 const HANDOVER_TIME_MAX: Duration = Duration::from_millis(1500);
 
@@ -158,9 +160,15 @@ impl Owner {
                         return;
                     }
                     // Sessions that are about to write do so first: their writes then share the round.
-                    tokio::task::yield_now().await;
-                    while mails.len() < ROUND_MAX && let Ok(mail) = mailbox.try_recv() {
-                        mails.push(mail);
+                    for _ in 0..GATHER_TURNS_MAX {
+                        tokio::task::yield_now().await;
+                        let before = mails.len();
+                        while mails.len() < ROUND_MAX && let Ok(mail) = mailbox.try_recv() {
+                            mails.push(mail);
+                        }
+                        if mails.len() == before {
+                            break;
+                        }
                     }
                 }
             }
@@ -316,13 +324,14 @@ impl Owner {
         }
         self.active_bytes = self.active_bytes.saturating_add_signed(round.table_growth);
         self.applied_bytes += round.applied_bytes;
+        // Followers first: their way to their disks is longer than ours to this one, and nothing here waits for ours.
+        self.send(round.messages);
         if !round.tickets.is_empty() {
             self.shared.log.submit(round.writes, round.tickets);
         }
         for (number, output) in round.installs {
             self.install(number, output);
         }
-        self.send(round.messages);
         for (shard, txn) in round.old_locks {
             tokio::spawn(resolve::resolve(self.shared.clone(), shard, txn));
         }
