@@ -301,6 +301,7 @@ impl Buf for Pieces {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests start tasks")]
 mod tests {
     use super::*;
     use crate::frame::{Header, Kind};
