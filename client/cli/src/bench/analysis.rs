@@ -272,7 +272,7 @@ mod tests {
             let told = match path {
                 "/rep" => json!({"message": {"N": 3, "replicas": ["a", "b", "c"]}, "status": "successful"}),
                 _ => {
-                    let server = 1 + u64::from(next.fetch_add(1, Ordering::Relaxed) % 4 == 0);
+                    let server = 1 + u64::from(next.fetch_add(1, Ordering::Relaxed).is_multiple_of(4));
                     json!({"message": format!("Hello from Server: {server}"), "status": "successful"})
                 }
             };
