@@ -1,6 +1,6 @@
 //! What the parts of the wire cost: codec, frames, routing and hashing. `cargo bench -p shkv-proto`.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use criterion::{Criterion, Throughput};
 use shkv_proto::hashing::{key_hash, rendezvous_order};
 use shkv_proto::limits::FRAME_BYTES_MAX;
