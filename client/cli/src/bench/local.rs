@@ -1,4 +1,6 @@
-//! What the system says of processes of this machine: memory, and bytes written to the disk and sent over loopback.
+//! What the system says of processes of this machine: memory, and bytes sent over loopback.
+//!
+//! Bytes written to the disk are left out: the system counts whole folios, a megabyte for an append of some hundred bytes.
 //!
 //! A number that the system does not tell is not told here either; there is none but on Linux.
 
@@ -21,14 +23,6 @@ pub fn memory_bytes(processes: impl Iterator<Item = u32>) -> u64 {
         number(&text, "VmRSS:").map_or(0, |kib| kib * 1_024)
     };
     processes.filter(|process| is_server(*process)).map(of).sum()
-}
-
-/// Bytes that a server of this machine has had written to the disk.
-pub fn disk_bytes(process: u32) -> Option<u64> {
-    if !is_server(process) {
-        return None;
-    }
-    number(&fs::read_to_string(format!("/proc/{process}/io")).ok()?, "write_bytes:")
 }
 
 /// Bytes that went over this machine's loopback, whoever sent them.
@@ -55,6 +49,6 @@ mod tests {
     #[test]
     fn a_process_that_is_no_server_is_not_counted() {
         let own = std::process::id(); // of the test, whose name is none of a server
-        assert_eq!((memory_bytes([own].into_iter()), disk_bytes(own)), (0, None));
+        assert_eq!(memory_bytes([own].into_iter()), 0);
     }
 }

@@ -115,8 +115,6 @@ pub struct Usage {
     pub cpu_us: Vec<(u32, u64)>,
     /// fdatasync calls of each log.
     pub log_syncs: Vec<(u64, u64)>,
-    /// Bytes that each process of this machine has had written to the disk.
-    pub disk_bytes: Vec<(u32, u64)>,
     /// Bytes that went over this machine's loopback, whoever sent them.
     pub wire_bytes: u64,
     /// Memory that the processes of this machine hold.
@@ -147,7 +145,6 @@ pub struct Outcome {
     server_cpu_us: u64,
     client_cpu_us: u64,
     log_syncs: u64,
-    disk_bytes: u64,
     wire_bytes: u64,
     end: Usage,
 }
@@ -193,7 +190,6 @@ pub async fn measure(
         server_cpu_us: growth(&before.cpu_us, &after.cpu_us),
         client_cpu_us,
         log_syncs: growth(&before.log_syncs, &after.log_syncs),
-        disk_bytes: growth(&before.disk_bytes, &after.disk_bytes),
         wire_bytes: after.wire_bytes.saturating_sub(before.wire_bytes),
         end: after,
         nanos,
@@ -233,15 +229,14 @@ impl Outcome {
         (0..).map(f64::from).zip(self.series.iter().map(|second| second.ops as f64)).collect()
     }
 
-    /// What else an operation cost, as the cells of a table: the client's processor time, fdatasync calls, bytes on the disk
-    /// and over loopback; then memory and log at the end in MiB. What nobody tells is a dash.
-    pub fn costs(&self) -> [String; 6] {
+    /// What else an operation cost, as the cells of a table: the client's processor time, fdatasync calls and bytes over
+    /// loopback; then memory and log at the end in MiB. What nobody tells is a dash.
+    pub fn costs(&self) -> [String; 5] {
         let told = |number: u64, text: String| if number == 0 { "–".into() } else { text };
         let mib = |bytes: u64| told(bytes, format!("{:.1}", bytes as f64 / f64::from(1 << 20)));
         [
             format!("{:.1}", self.per_op(self.client_cpu_us)),
             told(self.log_syncs, format!("{:.3}", self.per_op(self.log_syncs))),
-            told(self.disk_bytes, format!("{:.0}", self.per_op(self.disk_bytes))),
             told(self.wire_bytes, format!("{:.0}", self.per_op(self.wire_bytes))),
             mib(self.end.memory_bytes),
             mib(self.end.log_bytes),
@@ -263,7 +258,6 @@ impl Outcome {
             server_cpu_us: ops * 10,
             client_cpu_us: ops,
             log_syncs: 0,
-            disk_bytes: 0,
             wire_bytes: 0,
             end: Usage::default(),
         }
@@ -287,7 +281,6 @@ impl Outcome {
             "server_cpu_us_per_op": thousandths(self.per_op(self.server_cpu_us)),
             "client_cpu_us_per_op": thousandths(self.per_op(self.client_cpu_us)),
             "log_syncs_per_op": thousandths(self.per_op(self.log_syncs)),
-            "disk_bytes_per_op": tenths(self.per_op(self.disk_bytes)),
             "wire_bytes_per_op": tenths(self.per_op(self.wire_bytes)),
             "memory_bytes": self.end.memory_bytes,
             "log_bytes": self.end.log_bytes,

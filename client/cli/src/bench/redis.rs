@@ -162,7 +162,6 @@ async fn usage(addr: &str) -> anyhow::Result<Usage> {
         let process = number("process_id:") as u32;
         let cpu_us = (number("used_cpu_sys:") + number("used_cpu_user:")) * 1e6;
         usage.cpu_us.push((process, cpu_us as u64));
-        usage.disk_bytes.extend(local::disk_bytes(process).map(|bytes| (process, bytes)));
         usage.memory_bytes += number("used_memory_rss:") as u64;
         usage.log_bytes += number("aof_current_size:") as u64;
     }

@@ -183,7 +183,6 @@ pub fn table(works: &[Work]) -> Table {
         "server µs/op",
         "client µs/op",
         "syncs/op",
-        "disk B/op",
         "wire B/op",
         "memory MiB",
         "log MiB",

@@ -215,9 +215,7 @@ impl Watch {
         if cpu_us.is_empty() {
             bail!("no server tells its status");
         }
-        let written = |process: &u32| local::disk_bytes(*process).map(|bytes| (*process, bytes));
         Ok(Usage {
-            disk_bytes: cpu_us.keys().filter_map(written).collect(),
             wire_bytes: local::loopback_bytes().unwrap_or_default(),
             memory_bytes: local::memory_bytes(cpu_us.keys().copied()),
             log_bytes: kept.values().map(|(log, _)| log).sum(),
