@@ -37,7 +37,7 @@ async fn life_readiness_and_metrics_are_told_and_anything_else_is_a_json_error()
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
     let (status, body) = fetch(&setup.balancer, "/nothing").await;
-    assert!(status.contains("404") && body.contains("\"error\""), "{status} {body}");
+    assert!(status.contains("400") && body.contains("\"status\":\"failure\""), "{status} {body}");
 
     setup.nodes[0].stop();
     setup.nodes[1].stop();
