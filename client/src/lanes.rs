@@ -9,6 +9,7 @@
 use parking_lot::Mutex;
 use rand::RngExt;
 use shkv_proto::message::WriteId;
+use shkv_proto::world;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,7 +68,7 @@ impl Lanes {
 
 impl Lane {
     fn new() -> Arc<Self> {
-        Arc::new(Self { client: rand::rng().random_range(1..=u64::MAX), state: Mutex::default() })
+        Arc::new(Self { client: world::rng().random_range(1..=u64::MAX), state: Mutex::default() })
     }
 }
 
@@ -96,7 +97,7 @@ impl Drop for Ticket {
 
 /// Spreads a pause, so that those that have met each other do not meet again.
 pub(crate) fn spread(pause: Duration) -> Duration {
-    rand::rng().random_range(pause / 4..=pause * 2)
+    world::rng().random_range(pause / 4..=pause * 2)
 }
 
 #[cfg(test)]
