@@ -1,7 +1,11 @@
 //! Our own REST, the load balancer's and the batch proxy's, over real HTTP against a real cluster: every route, what it
 //! answers, and what it refuses.
 
-#![expect(clippy::disallowed_methods, reason = "tests start tasks and wait")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests start tasks, wait, and fail where they cannot go on"
+)]
 
 use serde_json::{Value, json};
 use shkv_tests::http::{Answer, Http};
@@ -17,16 +21,17 @@ fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_shkv"))
 }
 
-fn cluster(flags: &[&str]) -> (Cluster, TempDir) {
+fn cluster(flags: &[&str]) -> (TempDir, Cluster) {
     let data = tempfile::tempdir().unwrap();
-    (Cluster::start(binary(), data.path(), flags), data)
+    let cluster = Cluster::start(binary(), data.path(), flags);
+    (data, cluster) // dropped in reverse: the cluster ends before its data goes
 }
 
 // ---------------------------------------------------------------------------------------------- our own
 
 #[tokio::test]
 async fn a_row_is_written_read_and_removed_by_its_path() {
-    let (cluster, _data) = cluster(&["--nodes", "3"]);
+    let (_data, cluster) = cluster(&["--nodes", "3"]);
     let mut http = Http::new(cluster.http());
     let path = "/v1/kv/default/a%2Fb%00%ff";
     assert_eq!(http.get(path).await.expect(404)["error"]["code"], "not_found");
@@ -51,7 +56,7 @@ async fn a_row_is_written_read_and_removed_by_its_path() {
 
 #[tokio::test]
 async fn a_condition_that_does_not_hold_is_told_with_the_version_there_is() {
-    let (cluster, _data) = cluster(&["--nodes", "1"]);
+    let (_data, cluster) = cluster(&["--nodes", "1"]);
     let mut http = Http::new(cluster.http());
     let path = "/v1/kv/default/row";
     let missing = http.send("PUT", path, &[("if-match", "*")], b"x").await;
@@ -70,7 +75,7 @@ async fn a_condition_that_does_not_hold_is_told_with_the_version_there_is() {
 
 #[tokio::test]
 async fn lists_are_ordered_bounded_and_go_on_from_their_cursor() {
-    let (cluster, _data) = cluster(&["--nodes", "1"]);
+    let (_data, cluster) = cluster(&["--nodes", "1"]);
     let mut http = Http::new(cluster.http());
     for n in 0..50 {
         http.send("PUT", &format!("/v1/kv/default/k{n:02}"), &[], format!("v{n}").as_bytes()).await.expect(200);
@@ -116,7 +121,7 @@ async fn lists_are_ordered_bounded_and_go_on_from_their_cursor() {
 
 #[tokio::test]
 async fn a_transaction_is_done_whole_or_not_at_all() {
-    let (cluster, _data) = cluster(&["--nodes", "1", "--shards", "1"]);
+    let (_data, cluster) = cluster(&["--nodes", "1", "--shards", "1"]);
     let mut http = Http::new(cluster.http());
     let first = json!({"ops": [
         {"op": "check", "key": "a", "if_absent": true}, {"op": "put", "key": "b", "value": "1"},
@@ -149,7 +154,7 @@ async fn a_transaction_is_done_whole_or_not_at_all() {
 
 #[tokio::test]
 async fn every_refusal_is_json_in_the_envelope_of_its_route() {
-    let (cluster, _data) = cluster(&["--nodes", "1"]);
+    let (_data, cluster) = cluster(&["--nodes", "1"]);
     let mut http = Http::new(cluster.http());
     let answer = http.send("POST", "/v1/kv/default/a", &[], b"x").await;
     assert_eq!(answer.expect(405)["error"]["code"], "method_not_allowed");
@@ -179,7 +184,7 @@ async fn every_refusal_is_json_in_the_envelope_of_its_route() {
 
 #[tokio::test]
 async fn reads_say_how_fresh_they_are_to_be() {
-    let (cluster, _data) = cluster(&["--nodes", "3"]);
+    let (_data, cluster) = cluster(&["--nodes", "3"]);
     let mut http = Http::new(cluster.http());
     for n in 0..20 {
         let put = http.send("PUT", "/v1/kv/default/row", &[], n.to_string().as_bytes()).await;
@@ -194,7 +199,7 @@ async fn reads_say_how_fresh_they_are_to_be() {
 
 #[tokio::test]
 async fn the_cluster_describes_itself_and_its_routes() {
-    let (cluster, _data) = cluster(&["--nodes", "3", "--node-http", "127.0.0.1:0"]);
+    let (_data, cluster) = cluster(&["--nodes", "3", "--node-http", "127.0.0.1:0"]);
     let mut http = Http::new(cluster.http());
     let nodes = http.get("/v1/nodes").await.expect(200);
     let told = cluster.ready()["nodes"].as_array().unwrap();
@@ -213,7 +218,20 @@ async fn the_cluster_describes_itself_and_its_routes() {
     assert!(http.get("/metrics").await.text().ends_with("# EOF\n"));
     let api = http.get("/openapi.json").await.expect(200);
     assert_eq!(api["openapi"], "3.1.0");
-    for path in ["/v1/kv/{keyspace}/{key}", "/v1/txn", "/rep", "/add", "/rm", "/home", "/set", "/fetch", "/query"] {
+    for path in [
+        "/v1/kv/{keyspace}/{key}",
+        "/v1/txn",
+        "/rep",
+        "/add",
+        "/rm",
+        "/home",
+        "/set",
+        "/fetch",
+        "/query",
+        "/init",
+        "/write",
+        "/key-value-store/{key}",
+    ] {
         assert!(api["paths"].get(path).is_some(), "{path} is not described");
     }
     let page = http.get("/docs").await;
@@ -237,7 +255,7 @@ impl ExpectText for Answer {
 
 #[tokio::test]
 async fn nodes_of_the_pool_come_and_go() {
-    let (cluster, _data) = cluster(&["--nodes", "3"]);
+    let (_data, cluster) = cluster(&["--nodes", "3"]);
     let mut http = Http::new(cluster.http());
     let replicas = |answer: &Answer| -> BTreeSet<String> {
         let told = answer.expect(200);
@@ -282,7 +300,7 @@ async fn nodes_of_the_pool_come_and_go() {
 
 #[tokio::test]
 async fn requests_are_routed_to_living_nodes_by_number() {
-    let (cluster, _data) = cluster(&["--nodes", "3"]);
+    let (_data, cluster) = cluster(&["--nodes", "3"]);
     let mut http = Http::new(cluster.http());
     let mut seen = BTreeSet::new();
     for _ in 0..100 {
@@ -304,7 +322,7 @@ async fn requests_are_routed_to_living_nodes_by_number() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_at_once_are_all_greeted_in_bounded_memory() {
     const REQUESTS: usize = 10_000;
-    let (cluster, _data) = cluster(&["--nodes", "3"]);
+    let (_data, cluster) = cluster(&["--nodes", "3"]);
     let before = resident_bytes(cluster.process());
     let together = Arc::new(Barrier::new(REQUESTS));
     let mut asking = tokio::task::JoinSet::new();
@@ -338,7 +356,7 @@ fn item(encoding: &str, data: &str) -> Value {
 
 #[tokio::test]
 async fn pairs_are_set_fetched_and_queried_with_partial_success() {
-    let (cluster, _data) = cluster(&["--nodes", "3"]);
+    let (_data, cluster) = cluster(&["--nodes", "3"]);
     let mut http = Http::new(cluster.http());
     assert_eq!(http.get("/fetch").await.expect(200), json!([]));
     let nothing = http.json("POST", "/query", &json!([item("string", "a")])).await.expect(200);
@@ -390,7 +408,7 @@ async fn pairs_are_set_fetched_and_queried_with_partial_success() {
 
 #[tokio::test]
 async fn everything_is_fetched_as_a_stream_and_set_answers_an_array_if_asked_to() {
-    let (cluster, _data) = cluster(&["--nodes", "1", "--set-shape", "array"]);
+    let (_data, cluster) = cluster(&["--nodes", "1", "--set-shape", "array"]);
     let mut http = Http::new(cluster.http());
     let value = "v".repeat(2_000);
     for part in 0..3 {
@@ -416,7 +434,7 @@ async fn everything_is_fetched_as_a_stream_and_set_answers_an_array_if_asked_to(
 
 #[tokio::test]
 async fn a_node_that_runs_alone_has_the_same_front_end() {
-    let (cluster, data) = cluster(&["--nodes", "1"]);
+    let (data, cluster) = cluster(&["--nodes", "1"]);
     let own = data.path().join("alone");
     let (own, join) = (own.to_str().unwrap(), cluster.addr());
     let args =

@@ -102,10 +102,13 @@ struct Transfer {
     event: (u64, u64),
 }
 
+/// When it began and ended, and what the accounts had.
+type ReadOfAll = (u64, u64, Vec<(usize, i64)>);
+
 #[derive(Default)]
 struct History {
     transfers: Vec<Transfer>,
-    reads: Vec<(u64, u64, Vec<(usize, i64)>)>,
+    reads: Vec<ReadOfAll>,
     wrong: Vec<String>,
 }
 

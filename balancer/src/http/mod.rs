@@ -9,6 +9,7 @@ mod batch;
 mod catalog;
 mod causal;
 mod database;
+mod described;
 pub(crate) mod doors;
 mod health;
 mod listen;

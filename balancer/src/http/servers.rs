@@ -49,7 +49,7 @@ fn shards_in(body: &Value, name: &str) -> Result<Vec<RangeShard>, Trouble> {
             number.ok_or_else(|| wrong(&format!("{field} must be a number that is not negative")))
         };
         let id = item.get("Shard_id").and_then(Value::as_str).ok_or_else(|| wrong("Shard_id must be a text"))?;
-        let low = item.get("Stud_id_low").map_or_else(|| number("low"), |_| number("Stud_id_low"))?;
+        let low = number("Stud_id_low")?;
         Ok(RangeShard { name: id.to_owned(), low, size: number("Shard_size")? })
     };
     list.iter().enumerate().map(shard).collect()
@@ -233,7 +233,7 @@ async fn initialised(store: &Store, body: &Value) -> Answered {
     if named != names {
         return Err(Trouble::bad("<Error> Mismatch between shards in 'shards' and 'servers'"));
     }
-    let servers = drawn(store, servers)?;
+    let servers: BTreeMap<String, Vec<String>> = drawn(store, servers)?.into_iter().collect();
     let until = Instant::now() + CHANGE_TIME_MAX;
     let (before, version) = catalog::read(store, &Ask::within(CHANGE_TIME_MAX)).await?;
     ensure_nodes(store, &servers.keys().cloned().collect::<Vec<_>>(), until).await?;
@@ -283,9 +283,9 @@ fn at_random(count: usize, shards: &Shards) -> Placed {
     servers
 }
 
-/// The servers by name; for a name in brackets one is drawn.
-fn drawn(store: &Store, asked: Placed) -> Result<BTreeMap<String, Vec<String>>, Trouble> {
-    let mut servers = BTreeMap::new();
+/// The servers in their order; for a name in brackets one is drawn.
+fn drawn(store: &Store, asked: Placed) -> Result<Placed, Trouble> {
+    let mut servers = Placed::new();
     for (name, shards) in asked {
         let name = match name.split_once('[') {
             Some((stem, rest)) if rest.ends_with(']') => {
@@ -297,9 +297,10 @@ fn drawn(store: &Store, asked: Placed) -> Result<BTreeMap<String, Vec<String>>, 
             _ => name,
         };
         crate::control::wishes::check_name(&name).map_err(refused)?;
-        if servers.insert(name.clone(), shards).is_some() {
+        if servers.iter().any(|(other, _)| *other == name) {
             return Err(Trouble::bad(format!("<Error> {name} is named twice")));
         }
+        servers.push((name, shards));
     }
     Ok(servers)
 }
@@ -364,7 +365,7 @@ async fn added(store: &Store, body: &Value) -> Answered {
     let mut after = before.clone();
     after.shards = Shards::new(before.shards.iter().cloned().chain(fresh.iter().cloned()).collect())?;
     after.servers.extend(servers.clone());
-    for name in servers.values().flatten() {
+    for name in servers.iter().flat_map(|(_, shards)| shards) {
         if after.shards.named(name).is_none() {
             return Err(Trouble::bad(format!("<Error> Shard {name} is neither new nor known")));
         }
@@ -373,7 +374,7 @@ async fn added(store: &Store, body: &Value) -> Answered {
         return Err(Trouble::bad(format!("<Error> no server is named for the new shard {}", shard.name)));
     }
     let until = Instant::now() + CHANGE_TIME_MAX;
-    ensure_nodes(store, &servers.keys().cloned().collect::<Vec<_>>(), until).await?;
+    ensure_nodes(store, &servers.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), until).await?;
     if !fresh.is_empty() {
         cut(store, &keyspace, &fresh, &after).await?;
     }
@@ -381,7 +382,7 @@ async fn added(store: &Store, body: &Value) -> Answered {
     commit(store, &after, version).await?;
     settled(store, &keyspace, until).await;
     answers(store, &keyspace, &after.shards, until).await?;
-    let names: Vec<String> = servers.keys().map(|name| told_as(name)).collect();
+    let names: Vec<String> = servers.iter().map(|(name, _)| told_as(name)).collect();
     let message = format!("Add {}", names.join(" and "));
     Ok(json_answer(StatusCode::OK, &json!({"N": after.servers.len(), "message": message, "status": "successful"})))
 }
