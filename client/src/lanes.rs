@@ -4,8 +4,6 @@
 //! in *lanes*, each of which is a client of its own to the shards: when one write of a lane is held up while too many others
 //! are answered, the next writes open a new lane and the old one ends with its last write.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: draws the numbers that lanes are known by")]
-
 use parking_lot::Mutex;
 use rand::RngExt;
 use shkv_proto::message::WriteId;
