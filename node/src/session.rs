@@ -41,6 +41,10 @@ const LOCK_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a closing connection waits for what is in hand.
 const CLOSING_TIME_MAX: Duration = Duration::from_secs(3);
 
+/// How long a snapshot that is coming in may be silent. Its sender may be gone without having said so, and as long as the
+/// stream is held no other can begin.
+const SNAPSHOT_SILENCE_MAX: Duration = Duration::from_secs(10);
+
 /// Serves a connection until either side ends it.
 pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
     let Session { mut reader, writer, peer } = session;
@@ -58,6 +62,7 @@ pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
             read = reader.next_batch(&mut frames) => read,
             () = shared.stop.cancelled() => break,
             () = shared.retired.cancelled() => break,
+            () = async { tokio::time::sleep(SNAPSHOT_SILENCE_MAX).await }, if served.incoming.is_some() => break,
         };
         if shared.stop.is_cancelled() || shared.retired.is_cancelled() {
             break;
