@@ -89,8 +89,8 @@ async fn measure(node_count: usize, shard_count: u32) {
     println!(
         "{node_count} nodes, {shard_count} shards: {percent:.1} % of a core in all, {:.2} % a node; {} KiB an empty node, {} KiB a replica",
         percent / node_count as f64,
-        (empty_kib - before_kib) / node_count as u64,
-        (resident_kib() - empty_kib) / (u64::from(shard_count) * COPIES as u64),
+        empty_kib.saturating_sub(before_kib) / node_count as u64,
+        resident_kib().saturating_sub(empty_kib) / (u64::from(shard_count) * COPIES as u64),
     );
 }
 
