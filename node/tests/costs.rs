@@ -1,4 +1,4 @@
-//! What writes cost in entries and syncs; and measurements, which claim nothing, of what nodes cost that have nothing to
+//! What writes cost in entries, syncs and messages; and measurements, which claim nothing, of what nodes cost that have nothing to
 //! do, and how long a new replica takes:
 //! `cargo test --release -p shkv-node --test costs -- --ignored --nocapture --test-threads 1`.
 
@@ -11,14 +11,16 @@
 mod common;
 
 use bytes::Bytes;
+use common::tap::{Passed, road_to};
 use common::{CLUSTER, Group, KEYSPACE, PATIENCE, small, soon};
-use shkv_node::{Node, NodeConfig, Tuning};
+use shkv_node::{Node, NodeConfig, Steps, Tuning};
 use shkv_proto::link::Link;
 use shkv_proto::map::Part;
 use shkv_proto::message::{
     Batch, BatchDone, BatchOp, Beat, Condition, CreateReplica, Hello, NodeStatus, Role, Write, WriteDone, WriteId,
 };
 use shkv_proto::{Frame, Header, Kind, ReplicaId, ShardId, codec};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -140,26 +142,75 @@ async fn cost_of(group: &Group, write: impl AsyncFn(u64)) -> (u64, u64) {
 
 const WRITES: u64 = 40;
 
+/// The ways to write to one shard, each with its number: a put without an id and with one, a batch without and with.
+async fn write(group: &Group, way: usize, n: u64) {
+    let id = WriteId { client: way as u64, sequence: n + 1, answered: n, age_ms: 0 };
+    let id = (way % 2 == 1).then_some(id);
+    if way < 2 {
+        let write = Write { keyspace: KEYSPACE, key: b"key", condition: Condition::Always, id };
+        drop(group.at_leader::<WriteDone>(Kind::Put, &write, b"value").await);
+    } else {
+        let (a, b) = (format!("a{way}.{n}"), format!("b{n}"));
+        let ops = vec![
+            BatchOp::Put { key: a.as_bytes(), value_bytes: 1, condition: Condition::Always },
+            BatchOp::Check { key: b.as_bytes(), condition: Condition::Absent },
+        ];
+        let batch = Batch { keyspace: KEYSPACE, ops, id };
+        drop(group.at_leader::<BatchDone>(Kind::Batch, &batch, b"v").await);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_id_costs_a_write_of_one_shard_no_entry_and_no_sync() {
     let tuning = Tuning { table_bytes: 64 << 20, log_segment_bytes: 4 << 20, log_retain_bytes: 64 << 20, ..small() };
     let group = &Group::new(1, tuning).await;
-    let put = |id: Option<WriteId>| {
-        let write = Write { keyspace: KEYSPACE, key: b"key", condition: Condition::Always, id };
-        async move { drop(group.at_leader::<WriteDone>(Kind::Put, &write, b"value").await) }
+    for way in 0..4 {
+        let cost = cost_of(group, async |n| write(group, way, n).await).await;
+        assert_eq!(cost, (WRITES, WRITES), "way {way}: a write is an entry, and an entry a sync");
+    }
+}
+
+/// Between three nodes every frame is counted. An election in between would add its own: then it is counted once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_or_a_batch_of_one_shard_costs_no_message() {
+    let passed = Arc::new(Passed::default());
+    let group = &Group::bare(COPIES, small(), Steps::default()).await;
+    let mut roads = Vec::new();
+    for (node, _) in group.nodes.iter().flatten() {
+        roads.push((node.id(), road_to(node.addr().to_string(), passed.clone()).await));
+    }
+    group.introduce_at(roads.clone()).await;
+    group.found().await;
+    // Waits until everything has arrived everywhere, and tells the term.
+    let settled = async || {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let nodes = group.introduce_at(roads.clone()).await;
+            let of = |node: &NodeStatus| (node.replicas[0].term, node.replicas[0].log_last);
+            if nodes.iter().all(|node| of(node) == of(&nodes[0])) {
+                break nodes[0].replicas[0].term;
+            }
+            assert!(Instant::now() < deadline, "the replicas do not become alike");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     };
-    let id = |client, n| Some(WriteId { client, sequence: n + 1, answered: n, age_ms: 0 });
-    let batch = |n: u64, id: Option<WriteId>| async move {
-        let (a, b) = (format!("a{n}"), format!("b{n}"));
-        let ops = vec![
-            BatchOp::Put { key: a.as_bytes(), value_bytes: 1, condition: Condition::Absent },
-            BatchOp::Read { key: b.as_bytes() },
-        ];
-        let _ = group.at_leader::<BatchDone>(Kind::Batch, &Batch { keyspace: KEYSPACE, ops, id }, b"v").await;
-    };
-    let plain = cost_of(group, async |_| put(None).await).await;
-    assert_eq!(plain, (WRITES, WRITES), "a write is an entry, and an entry a sync");
-    assert_eq!(cost_of(group, async |n| put(id(1, n)).await).await, plain);
-    assert_eq!(cost_of(group, async |n| batch(n, None).await).await, plain);
-    assert_eq!(cost_of(group, async |n| batch(1_000 + n, id(2, n)).await).await, plain);
+    for way in 0..4 {
+        let mut round = 0;
+        let cost = loop {
+            write(group, way, round * 1_000).await;
+            let begun = settled().await;
+            let before = passed.so_far();
+            for n in 1..=WRITES {
+                write(group, way, round * 1_000 + n).await;
+            }
+            if settled().await == begun {
+                let after = passed.so_far();
+                break [0, 1, 2].map(|at| after[at] - before[at]);
+            }
+            round += 1;
+            assert!(round < 10, "the leader changes all the time");
+        };
+        let to_all = WRITES * (COPIES as u64 - 1);
+        assert_eq!(cost, [to_all, to_all, 0], "way {way}: messages with entries, entries, other frames");
+    }
 }

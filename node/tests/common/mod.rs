@@ -8,6 +8,7 @@
 )]
 
 pub mod shards;
+pub mod tap;
 
 use bytes::Bytes;
 use shkv_node::{Node, NodeConfig, Steps, Tuning};
@@ -76,14 +77,20 @@ impl Group {
 
     pub async fn new(count: usize, tuning: Tuning) -> Self {
         let group = Self::bare(count, tuning, Steps::default()).await;
+        group.found().await;
+        group
+    }
+
+    /// A shard with a replica on every node.
+    pub async fn found(&self) {
+        let count = self.nodes.len();
         let founders: Vec<_> = (1..=count as u64).map(ReplicaId).collect();
-        let homes: Vec<_> = founders.iter().copied().zip(group.ids.iter().copied()).collect();
+        let homes: Vec<_> = founders.iter().copied().zip(self.ids.iter().copied()).collect();
         for at in 0..count {
             for _ in 0..2 {
-                group.create(at, homes[at].0, &founders, &homes, at == 0).await.unwrap();
+                self.create(at, homes[at].0, &founders, &homes, at == 0).await.unwrap();
             }
         }
-        group
     }
 
     /// Starts a node more, without a replica. Returns its place.
@@ -149,8 +156,12 @@ impl Group {
 
     /// Tells every node where the others are.
     pub async fn introduce(&self) -> Vec<NodeStatus> {
-        let addrs =
-            self.nodes.iter().flatten().map(|(node, _)| (node.id(), node.addr().to_string())).collect::<Vec<_>>();
+        let addrs = self.nodes.iter().flatten().map(|(node, _)| (node.id(), node.addr().to_string())).collect();
+        self.introduce_at(addrs).await
+    }
+
+    /// Tells every node these addresses of the others.
+    pub async fn introduce_at(&self, addrs: Vec<(NodeId, String)>) -> Vec<NodeStatus> {
         let mut statuses = Vec::new();
         for (at, node) in self.nodes.iter().enumerate() {
             if node.is_some() {
