@@ -68,6 +68,9 @@ async fn every_route_of_the_balancer_role_answers_as_its_contract_says() {
     let mut overlap = shards(3);
     overlap[1]["Stud_id_low"] = 4095.into();
     cases.push((with("shards", overlap), "overlap"));
+    let mut gap = shards(3);
+    gap[2]["Stud_id_low"] = 8_193.into();
+    cases.push((with("shards", gap), "sh2 and sh3 leave a gap"));
     let few = json!({"Server0": ["sh1"], "Server1": ["sh2"], "Server2": ["sh1"]});
     cases.push((with("servers", few), "<Error> Mismatch between shards in 'shards' and 'servers'"));
     cases.push((with("N", 2.into()), "N is 2"));
@@ -194,7 +197,9 @@ async fn servers_and_shards_come_and_go_and_no_row_is_lost() {
         (add(1, json!({"Server4": ["sh9", "sh4"]})), "sh9"),
         (add(1, json!({"Server4": ["sh1"]})), "no server is named for the new shard sh4"),
     ];
-    for (body, words) in refused {
+    let mut gap = add(1, json!({"Server4": ["sh4"]}));
+    gap["new_shards"][0]["Stud_id_low"] = 12_289.into();
+    for (body, words) in refused.into_iter().chain([(gap, "sh3 and sh4 leave a gap")]) {
         let told = http.json("POST", "/add", &body).await.expect(400);
         assert!(failure(&told).contains(words), "{told}");
     }

@@ -50,6 +50,18 @@ impl Check {
     }
 }
 
+impl From<Condition<'_>> for Check {
+    fn from(condition: Condition<'_>) -> Self {
+        match condition {
+            Condition::Always => Self::Always,
+            Condition::Absent => Self::Absent,
+            Condition::Present => Self::Present,
+            Condition::Version(version) => Self::Version(version),
+            Condition::Value(value) => Self::Value(Bytes::copy_from_slice(value)),
+        }
+    }
+}
+
 /// Refuses a condition that no shard would take.
 pub(crate) fn check_condition(check: &Check) -> Result<(), Error> {
     if check.bytes() > CONDITION_BYTES_MAX {

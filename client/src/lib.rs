@@ -9,7 +9,7 @@
 //! Every write carries an id by which its shard knows it again. So the client sends a write that may have been lost as often
 //! as it takes, until its deadline, and it is done once; its outcome is unknown only when no answer was had by then.
 //! Writes may be conditional ([`Put::if_version`] and its like). Several are done in one step, whatever shards they lie in:
-//! [`Client::batch`], and with conditions and reads [`Client::txn`].
+//! [`Client::batch`], and with conditions and reads [`Client::txn`]. Rows with typed columns are a [`table::Table`].
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), shkv_client::Error> {
@@ -33,6 +33,7 @@ mod call;
 mod check;
 mod client;
 mod count;
+mod create;
 mod error;
 mod inner;
 mod keyspace;
@@ -41,6 +42,7 @@ mod operate;
 mod point;
 mod range;
 mod scan;
+pub mod table;
 mod token;
 mod txn;
 mod view;
@@ -49,6 +51,7 @@ pub use batch::Batch;
 pub use check::Check;
 pub use client::{Client, ClientConfig, LINKS_PER_NODE_MAX};
 pub use count::Count;
+pub use create::NewKeyspace;
 pub use error::Error;
 pub use keyspace::Keyspace;
 pub use operate::ping;

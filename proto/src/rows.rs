@@ -7,6 +7,7 @@
 use crate::map::Part;
 use crate::message::Condition;
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -42,6 +43,9 @@ pub enum RowsError {
     /// Two shards hold the same ids.
     #[error("shards {0} and {1} overlap")]
     Overlap(String, String),
+    /// Ids between two shards that neither holds: no row could ever be put there.
+    #[error("shards {0} and {1} leave a gap: the first ends before {2}, the second begins at {3}")]
+    Gap(String, String, u64, u64),
     /// An id that no shard holds.
     #[error("no shard holds {column} {id}")]
     Nowhere {
@@ -279,6 +283,30 @@ impl fmt::Display for Value {
     }
 }
 
+impl From<i64> for Value {
+    fn from(value: i64) -> Self {
+        Self::Integer(value)
+    }
+}
+
+impl From<f64> for Value {
+    fn from(value: f64) -> Self {
+        Self::Float(value)
+    }
+}
+
+impl From<&str> for Value {
+    fn from(value: &str) -> Self {
+        Self::Text(value.to_owned())
+    }
+}
+
+impl From<String> for Value {
+    fn from(value: String) -> Self {
+        Self::Text(value)
+    }
+}
+
 impl Serialize for Value {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -352,7 +380,8 @@ impl RangeShard {
     }
 }
 
-/// Ranges that do not overlap, in the order of their ids.
+/// Ranges that neither overlap nor leave a gap, in the order of their ids. Ids below the first and beyond the last are
+/// nobody's.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Shards(Vec<RangeShard>);
 
@@ -360,7 +389,7 @@ impl Shards {
     /// Takes ranges in any order.
     ///
     /// # Errors
-    /// Names the shard that is empty, is there twice, overlaps another, or leaves the ids.
+    /// Names the shard that is empty, is there twice, or leaves the ids, and the two that overlap or leave a gap.
     pub fn new(mut shards: Vec<RangeShard>) -> Result<Self, RowsError> {
         let mut names = BTreeSet::new();
         for shard in &shards {
@@ -379,10 +408,15 @@ impl Shards {
             }
         }
         shards.sort_by_key(|shard| shard.low);
-        match shards.windows(2).find(|pair| pair[1].low < pair[0].end()) {
-            Some(pair) => Err(RowsError::Overlap(pair[0].name.clone(), pair[1].name.clone())),
-            None => Ok(Self(shards)),
+        for pair in shards.windows(2) {
+            let (first, second) = (pair[0].name.clone(), pair[1].name.clone());
+            match pair[1].low.cmp(&pair[0].end()) {
+                Ordering::Less => return Err(RowsError::Overlap(first, second)),
+                Ordering::Equal => {}
+                Ordering::Greater => return Err(RowsError::Gap(first, second, pair[0].end(), pair[1].low)),
+            }
         }
+        Ok(Self(shards))
     }
 
     /// The ranges in order.
@@ -411,7 +445,7 @@ impl Shards {
         })
     }
 
-    /// Parts that cover all keys: those of the shards, and of the ids between them that nobody has yet.
+    /// Parts that cover all keys: those of the shards, and of the ids before and behind them that nobody has yet.
     #[must_use]
     pub fn parts(&self) -> Vec<(Part, Option<&RangeShard>)> {
         self.cover(Vec::new(), None)
@@ -580,33 +614,34 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_overlap_or_leave_the_ids_are_refused_by_name() {
+    fn ranges_that_overlap_leave_a_gap_or_leave_the_ids_are_refused_by_name() {
         let refused = |shards: &[RangeShard]| Shards::new(shards.to_vec()).unwrap_err();
         assert_eq!(refused(&[shard("a", 0, 0)]), RowsError::Range { name: "a".into(), why: "its size is 0".into() });
         assert_eq!(refused(&[shard("a", 0, 9), shard("a", 9, 9)]), RowsError::DuplicateShard("a".into()));
         assert_eq!(refused(&[shard("b", 8, 9), shard("a", 0, 9)]), RowsError::Overlap("a".into(), "b".into()));
+        let gap = refused(&[shard("b", 20, 9), shard("a", 0, 9)]);
+        assert_eq!(gap, RowsError::Gap("a".into(), "b".into(), 9, 20));
         assert!(matches!(refused(&[shard("a", u64::MAX, 9)]), RowsError::Range { .. }));
         assert!(matches!(refused(&[shard("a", ID_MAX, 1)]), RowsError::Range { .. }));
     }
 
     #[test]
     fn an_id_is_of_the_shard_that_begins_before_it_and_ends_after_it() {
-        let shards = Shards::new(vec![shard("b", 20, 10), shard("a", 0, 10)]).unwrap();
+        let shards = Shards::new(vec![shard("b", 20, 10), shard("a", 10, 10)]).unwrap();
         let holding = |id| shards.holding(id).map(|shard| shard.name.as_str());
-        let expected = [(0, Some("a")), (9, Some("a")), (10, None), (19, None), (20, Some("b")), (29, Some("b"))];
+        let expected = [(9, None), (10, Some("a")), (19, Some("a")), (20, Some("b")), (29, Some("b")), (30, None)];
         for (id, name) in expected {
             assert_eq!(holding(id), name, "{id}");
         }
-        assert_eq!(holding(30), None);
         let touched: Vec<_> = shards.touched(5, 25).map(|(shard, low, high)| (&shard.name[..], low, high)).collect();
-        assert_eq!(touched, [("a", 5, 9), ("b", 20, 25)]);
-        assert_eq!(shards.touched(10, 19).count(), 0);
+        assert_eq!(touched, [("a", 10, 19), ("b", 20, 25)]);
+        assert_eq!(shards.touched(0, 9).count(), 0);
         assert_eq!(shards.touched(25, 5).count(), 0);
     }
 
     #[test]
     fn parts_adjoin_cover_all_keys_and_hold_what_their_shards_hold() {
-        for shards in [vec![], vec![("a", 0, 10)], vec![("a", 5, 10), ("b", 15, 5), ("c", 100, 1)]] {
+        for shards in [vec![], vec![("a", 0, 10)], vec![("a", 5, 10), ("b", 15, 5), ("c", 20, 1)]] {
             let shards = shards.into_iter().map(|(name, low, size)| shard(name, low, size)).collect();
             let shards = Shards::new(shards).unwrap();
             let parts = shards.parts();

@@ -1,7 +1,9 @@
 //! The command line: what can be asked for, and what is said about it in the help. Pure but for the process's arguments.
 
+mod keyspaces;
 mod rows;
 
+pub use keyspaces::Keyspaces;
 pub use rows::*;
 
 use crate::outcome;
@@ -107,6 +109,9 @@ pub enum Command {
     Nodes,
     /// Show the shards
     Shards,
+    /// Make, drop and show keyspaces
+    #[command(subcommand)]
+    Keyspace(Keyspaces),
     /// Add nodes, started by the balancer's provisioner
     Add(Add),
     /// Remove nodes: each is drained first, and then it is of the cluster no more

@@ -4,6 +4,7 @@
 mod args;
 mod children;
 mod hashing;
+mod keyspaces;
 mod load;
 mod loading;
 mod local;
@@ -67,6 +68,7 @@ async fn run(cli: Cli) -> Result<Ending, Trouble> {
         Command::Status => status::run(global, What::All).await,
         Command::Nodes => status::run(global, What::Nodes).await,
         Command::Shards => status::run(global, What::Shards).await,
+        Command::Keyspace(args) => keyspaces::run(global, args).await,
         Command::Add(args) => operate::add(global, args).await,
         Command::Rm(args) => operate::rm(global, args).await,
         Command::Drain(args) => operate::drain(global, args).await,
