@@ -20,8 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
-/// How long the other side may take for one step of a snapshot.
-const STEP_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long the other side may take for one step of a snapshot, at most 1 MiB of it. A receiver that has lost its power may
+/// never say so, and the follower that it has become since gets nothing until it is given up here.
+const STEP_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Sends a snapshot. Each chunk is answered before the next is read, so that no more than one is in memory.
 ///
