@@ -9,13 +9,11 @@
 
 use serde_json::{Value, json};
 use shkv_tests::http::{Answer, Http};
-use shkv_tests::{Cluster, PATIENCE, resident_bytes};
+use shkv_tests::{Cluster, PATIENCE};
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use tokio::sync::Barrier;
 
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_shkv"))
@@ -241,16 +239,6 @@ async fn the_cluster_describes_itself_and_its_routes() {
     assert_eq!(packed.header("content-encoding"), Some("gzip"));
 }
 
-trait ExpectText {
-    fn expect_text(&self, text: &str);
-}
-
-impl ExpectText for Answer {
-    fn expect_text(&self, text: &str) {
-        assert_eq!((self.status, &self.text()[..]), (200, text));
-    }
-}
-
 // ---------------------------------------------------------------------------------------------- the load balancer
 
 #[tokio::test]
@@ -317,35 +305,6 @@ async fn requests_are_routed_to_living_nodes_by_number() {
     let text = "<Error> '/other' endpoint does not exist in server replicas";
     assert_eq!(other, json!({"message": text, "status": "failure"}));
     assert_eq!(http.send("DELETE", "/home", &[], b"").await.expect(405)["status"], "failure");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_at_once_are_all_greeted_in_bounded_memory() {
-    const REQUESTS: usize = 10_000;
-    let (_data, cluster) = cluster(&["--nodes", "3"]);
-    let before = resident_bytes(cluster.process());
-    let together = Arc::new(Barrier::new(REQUESTS));
-    let mut asking = tokio::task::JoinSet::new();
-    for _ in 0..REQUESTS {
-        let (addr, together) = (cluster.http(), together.clone());
-        asking.spawn(async move {
-            together.wait().await;
-            let until = Instant::now() + PATIENCE;
-            let mut http = Http::new(addr);
-            let answer = tokio::time::timeout_at(until.into(), Box::pin(http.try_send("GET", "/home", &[], b"")));
-            answer.await.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())
-        });
-    }
-    let mut counts = std::collections::BTreeMap::new();
-    while let Some(answer) = asking.join_next().await {
-        let answer = answer.unwrap().expect("an answer");
-        let text = answer.expect(200)["message"].as_str().unwrap().to_owned();
-        *counts.entry(text).or_insert(0) += 1;
-    }
-    assert_eq!(counts.len(), 3, "{counts:?}");
-    assert!(counts.values().all(|count| (2_800..3_900).contains(count)), "an uneven spread: {counts:?}");
-    let grown = resident_bytes(cluster.process()).saturating_sub(before);
-    assert!(grown < 512 << 20, "{} MiB more", grown >> 20);
 }
 
 // ---------------------------------------------------------------------------------------------- the batch proxy
