@@ -28,17 +28,21 @@ pub fn requests(text: &str, file: impl Fn(&str) -> Vec<u8>) -> Vec<Request> {
             continue;
         }
         let mut line = line.to_owned();
-        while line.matches('\'').count() % 2 == 1 {
+        let words = loop {
+            if let Some(words) = words(&line) {
+                break words;
+            }
             let more = lines.next().unwrap_or_else(|| panic!("the quotes of {line} do not end"));
             line = format!("{line}\n{more}");
-        }
-        found.push(request(&words(&line), &file));
+        };
+        found.push(request(&words, &file));
     }
     found
 }
 
-/// The words of a line, with what is in single quotes as it is, and nothing behind a `#` that begins a word.
-fn words(line: &str) -> Vec<String> {
+/// The words of a line, with what is in single quotes as it is, and nothing behind a `#` that begins a word. `None` if the
+/// quotes do not end.
+fn words(line: &str) -> Option<Vec<String>> {
     let (mut words, mut word, mut is_quoted) = (Vec::new(), None::<String>, false);
     for char in line.chars() {
         match char {
@@ -52,7 +56,7 @@ fn words(line: &str) -> Vec<String> {
         }
     }
     words.extend(word);
-    words
+    (!is_quoted).then_some(words)
 }
 
 fn request(words: &[String], file: &impl Fn(&str) -> Vec<u8>) -> Request {
@@ -96,8 +100,7 @@ mod tests {
 
     #[test]
     fn lines_are_read_as_a_shell_and_curl_read_them() {
-        let text =
-            "text\ncurl -X PUT -d '{\"a\":\n 1}' http://localhost:1/a?b # word\n   curl no\ncurl 'http://h/x#y'\n";
+        let text = "text\ncurl -X PUT -d '{\"a\":\n 1}' http://localhost:1/a?b # a word's end\n   curl no\ncurl 'http://h/x#y'\n";
         let form = ("content-type".to_owned(), "application/x-www-form-urlencoded".to_owned());
         let put =
             Request { method: "PUT".into(), path: "/a?b".into(), headers: vec![form], body: b"{\"a\":\n 1}".to_vec() };

@@ -49,30 +49,30 @@ pub(crate) const ROUTES: &[Route] = &[
     described("get", "/home", "A greeting of the node that the request is routed to", &[200, 503]),
     described("get", "/heartbeat", "Whether the node answers that the request is routed to", &[200, 503]),
     Route {
-        body: r#"{"n":2,"hostnames":["S4","S5"]}"#,
+        body: r#"{"n":2,"hostnames?":["S4","S5"]}"#,
         ..described(
             "post",
             "/add",
             "Adds nodes to the pool, or with servers to the database",
-            &[200, 400, 413, 501, 503],
+            &[200, 400, 408, 409, 413, 501, 503, 507],
         )
     },
     Route {
         takes: &["N", "n", "replicas", "hostnames"],
-        ..described("get", "/add", "Adds nodes to the pool", &[200, 400, 413, 501, 503])
+        ..described("get", "/add", "Adds nodes to the pool", &[200, 400, 408, 413, 501, 503, 507])
     },
     Route {
-        body: r#"{"n":1,"hostnames":["S4"]}"#,
+        body: r#"{"n":1,"hostnames?":["S4"]}"#,
         ..described(
             "delete",
             "/rm",
             "Removes nodes from the pool, or with servers from the database",
-            &[200, 400, 413, 503],
+            &[200, 400, 408, 409, 413, 503, 507],
         )
     },
     Route {
-        body: r#"{"n":1,"hostnames":["S4"]}"#,
-        ..described("post", "/rm", "The same as DELETE", &[200, 400, 413, 503])
+        body: r#"{"n":1,"hostnames?":["S4"]}"#,
+        ..described("post", "/rm", "The same as DELETE", &[200, 400, 408, 409, 413, 503, 507])
     },
 ];
 
