@@ -11,6 +11,9 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
+/// The usual deadline of a request is shorter than a machine may be held up that is busy with other tests.
+const PATIENT: (&str, &str) = ("shkv-deadline-ms", "50000");
+
 /// What came back.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -69,12 +72,13 @@ impl Http {
 
     /// GET.
     pub async fn get(&mut self, path: &str) -> Answer {
-        self.send("GET", path, &[], b"").await
+        self.send("GET", path, &[PATIENT], b"").await
     }
 
     /// Any method with a JSON body.
     pub async fn json(&mut self, method: &str, path: &str, body: &Value) -> Answer {
-        self.send(method, path, &[("content-type", "application/json")], body.to_string().as_bytes()).await
+        let headers = [("content-type", "application/json"), PATIENT];
+        self.send(method, path, &headers, body.to_string().as_bytes()).await
     }
 
     /// Any method with any body and headers.
