@@ -28,6 +28,18 @@ fn view(count: usize) -> String {
 
 /// A member of the address n, which joins the others at `join` or makes the cluster.
 fn member(folder: &Path, n: usize, view: &str, shard_count: Option<&str>, join: Option<&str>) -> Server {
+    member_with(folder, n, view, shard_count, join, &[])
+}
+
+/// The same with more flags.
+fn member_with(
+    folder: &Path,
+    n: usize,
+    view: &str,
+    shard_count: Option<&str>,
+    join: Option<&str>,
+    more: &[&str],
+) -> Server {
     let data = folder.join(format!("member{n}"));
     let (address, data) = (address(n), data.to_str().unwrap().to_owned());
     let mut line = vec!["serve", "--data", &data, "--listen", "127.0.0.1:0", "--node-listen", "127.0.0.1:0"];
@@ -37,6 +49,7 @@ fn member(folder: &Path, n: usize, view: &str, shard_count: Option<&str>, join: 
         Some(join) => line.extend(["--join", join]),
         None => line.push("--bootstrap"),
     }
+    line.extend(more);
     Server::start(binary(), &line)
 }
 
@@ -102,7 +115,12 @@ async fn every_key_operation_answers_as_its_contract_says() {
     let forged = json!({"value": 1, "causal-metadata": "not ours"});
     assert!(error(http.json("PUT", path, &forged).await.expect(400)).contains("causal-metadata"));
     assert_eq!(http.send("PUT", path, &[], b"{").await.expect(400)["message"], "Error in PUT");
-    assert_eq!(error(http.get("/key-value-store/").await.expect(400)), "Key not specified");
+    for method in ["GET", "PUT", "DELETE"] {
+        let told = http.json(method, "/key-value-store/", &json!({"value": 1})).await.expect(400);
+        assert_eq!(told, json!({"error": "Key not specified", "message": format!("Error in {method}")}));
+        let forged = json!({"value": 1, "causal-metadata": {"a": 1}});
+        assert_eq!(http.json(method, path, &forged).await.expect(400)["message"], format!("Error in {method}"));
+    }
 
     let done = http.send("DELETE", path, &[], b"").await.expect(200);
     assert_eq!((&done["doesExist"], &done["message"]), (&true.into(), &"Deleted successfully".into()));
@@ -202,6 +220,9 @@ async fn the_graders_flow_is_answered_by_every_member_alike() {
     clients[0].get("/key-value-store-shard/shard-id-members/x").await.expect(404);
     let few = clients[5].json("PUT", "/key-value-store-shard/reshard", &json!({"shard-count": 10})).await.expect(400);
     assert_eq!(few["message"], "Not enough nodes to provide fault-tolerance with the given shard count!");
+    for bad in [json!({}), json!({"shard-count": 0}), json!({"shard-count": "3"})] {
+        clients[5].json("PUT", "/key-value-store-shard/reshard", &bad).await.expect(400);
+    }
 
     // Addresses that are added and taken out by hand.
     let path = "/key-value-store-view";
@@ -214,7 +235,15 @@ async fn the_graders_flow_is_answered_by_every_member_alike() {
     assert_eq!(done["message"], "Replica deleted successfully from the view");
     let twice = clients[3].json("DELETE", path, &extra).await.expect(404);
     assert_eq!(twice, json!({"error": "Socket address does not exist in the view", "message": "Error in DELETE"}));
-    clients[3].json("PUT", path, &json!({})).await.expect(400);
+    let alias = json!({"SA": "10.10.0.98:8080"});
+    clients[0].json("PUT", path, &alias).await.expect(201);
+    clients[1].json("DELETE", path, &alias).await.expect(200);
+    for bad in [json!({}), json!({"socket-address": "no port"}), json!({"socket-address": 1}), json!("x")] {
+        for method in ["PUT", "DELETE"] {
+            let told = clients[3].json(method, path, &bad).await.expect(400);
+            assert_eq!(told["message"], format!("Error in {method}"));
+        }
+    }
 
     // A member that is stopped leaves the view and comes back when it is started again; the keys stay all the while.
     members.pop().unwrap().kill();
@@ -225,4 +254,134 @@ async fn the_graders_flow_is_answered_by_every_member_alike() {
     members.push(member(folder.path(), 7, &seven, None, Some(&join)));
     until(&mut clients[0], path, |told| told["view"] == seven).await;
     assert_eq!(http(&members[6]).get("/key-value-store/key599").await.expect(200)["causal-metadata"], seen);
+}
+
+#[tokio::test]
+async fn the_edition_of_2020_answers_arrays_and_numbers_and_no_versions() {
+    let folder = tempfile::tempdir().unwrap();
+    let four = view(4);
+    let edition = ["--kvs-dialect", "2020"];
+    let mut members = vec![member_with(folder.path(), 1, &four, Some("2"), None, &edition)];
+    let join = members[0].addr();
+    for n in 2..=4 {
+        members.push(member_with(folder.path(), n, &four, Some("2"), Some(&join), &edition));
+    }
+    let mut clients: Vec<Http> = members.iter().map(http).collect();
+    let list = |view: &str| -> Value { view.split(',').collect() };
+    for client in &mut clients {
+        let told = until(client, "/key-value-store-view", |told| told["view"] == list(&four)).await;
+        assert_eq!(told, json!({"message": "View retrieved successfully", "view": list(&four)}));
+        let told = until(client, "/key-value-store-shard/shard-ids", |_| true).await;
+        assert_eq!(told, json!({"message": "Shard IDs retrieved successfully", "shard-ids": [1, 2]}));
+    }
+    for (id, shard) in [(1, [1, 3]), (2, [2, 4])] {
+        let told = clients[0].get(&format!("/key-value-store-shard/shard-id-members/{id}")).await.expect(200);
+        assert_eq!(told["shard-id-members"], json!(shard.map(address)));
+        for n in shard {
+            let mine = clients[n - 1].get("/key-value-store-shard/node-shard-id").await.expect(200);
+            let wanted = json!({"message": "Shard ID of the node retrieved successfully", "shard-id": id});
+            assert_eq!(mine, wanted);
+        }
+    }
+
+    let path = "/key-value-store/key";
+    let gone = json!({"doesExist": false, "error": "Key does not exist", "message": "Error in GET"});
+    assert_eq!(clients[1].get(path).await.expect(404), gone);
+    let mut seen = json!("");
+    for (n, status, message) in [(1, 201, "Added successfully"), (2, 200, "Updated successfully")] {
+        let body = json!({"value": n, "causal-metadata": seen});
+        let put = clients[n].json("PUT", path, &body).await.expect(status);
+        assert!(put["shard-id"] == 1 || put["shard-id"] == 2, "{put}");
+        let wanted = json!({"message": message, "replaced": n == 2, "shard-id": put["shard-id"],
+            "causal-metadata": put["causal-metadata"]});
+        assert_eq!(put, wanted);
+        seen = put["causal-metadata"].clone();
+        let read = clients[n + 1].json("GET", path, &json!({"causal-metadata": seen})).await.expect(200);
+        let wanted = json!({"doesExist": true, "message": "Retrieved successfully", "value": n,
+            "causal-metadata": seen, "shard-id": put["shard-id"]});
+        assert_eq!(read, wanted);
+    }
+    let done = clients[0].json("DELETE", path, &json!({"causal-metadata": seen})).await.expect(200);
+    assert_eq!((&done["doesExist"], &done["message"]), (&true.into(), &"Deleted successfully".into()));
+    assert!(done.get("version").is_none() && done["shard-id"].is_u64() && done["causal-metadata"] != seen, "{done}");
+    assert_eq!(clients[3].get(path).await.expect(404), gone);
+    for n in 0..60 {
+        clients[n % 4].json("PUT", &format!("/key-value-store/key{n}"), &json!({"value": n})).await.expect(201);
+    }
+    let count_path = |id: u32| format!("/key-value-store-shard/shard-id-key-count/{id}");
+    let mut counts = vec![];
+    for id in [1, 2] {
+        counts.push(clients[3].get(&count_path(id)).await.expect(200)["shard-id-key-count"].as_u64().unwrap());
+    }
+    assert_eq!(counts.iter().sum::<u64>(), 60);
+
+    // Nobody leaves a shard of two; one that came third may move on.
+    let add = |id: u32| format!("/key-value-store-shard/add-member/{id}");
+    let told = clients[0].json("PUT", &add(2), &json!({"socket-address": address(1)})).await.expect(400);
+    assert_eq!(told, json!({"error": "Shard 1 would have less than two members", "message": "Error in PUT"}));
+    let five = view(5);
+    members.push(member_with(folder.path(), 5, &five, None, Some(&join), &edition));
+    clients.push(http(&members[4]));
+    until(&mut clients[4], "/key-value-store-view", |told| told["view"] == list(&five)).await;
+    let mine = clients[4].get("/key-value-store-shard/node-shard-id").await.expect(200);
+    assert_eq!(mine["shard-id"], "None");
+    for (id, three, two) in [(1_u32, vec![1, 3, 5], 2_u32), (2, vec![2, 4, 5], 1)] {
+        let done = clients[1].json("PUT", &add(id), &json!({"socket-address": address(5)})).await.expect(200);
+        assert_eq!(done, json!({"message": format!("Member added to shard {id}")}));
+        assert_eq!(clients[4].get("/key-value-store-shard/node-shard-id").await.expect(200)["shard-id"], id);
+        let shard = |id: u32| format!("/key-value-store-shard/shard-id-members/{id}");
+        let told = clients[2].get(&shard(id)).await.expect(200);
+        assert_eq!(told["shard-id-members"], three.into_iter().map(address).collect::<Value>());
+        let told = clients[2].get(&shard(two)).await.expect(200);
+        assert_eq!(told["shard-id-members"].as_array().unwrap().len(), 2);
+        assert_eq!(clients[4].get(&count_path(id)).await.expect(200)["shard-id-key-count"], counts[id as usize - 1]);
+    }
+    let few = clients[0].json("PUT", "/key-value-store-shard/reshard", &json!({"shard-count": 3})).await.expect(400);
+    let text = "Not enough nodes to provide fault-tolerance with the given shard count!";
+    assert_eq!(few, json!({"message": text}));
+}
+
+/// Members as a script starts them: told by their environment alone who they are, who the others are, and how many shards.
+/// Their ports follow from that, so each has an address of this machine to itself.
+#[tokio::test]
+async fn members_are_started_with_nothing_but_their_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let block = format!("127.{}.{}", std::process::id() % 200 + 20, std::process::id() / 200 % 256);
+    let address = |n: usize| format!("{block}.{n}:8080");
+    let view = |count: usize| (1..=count).map(address).collect::<Vec<_>>().join(",");
+    let start = |n: usize, view: &str, shard_count: Option<&str>| {
+        let (own, data) = (address(n), folder.path().join(format!("member{n}")));
+        let mut environment = vec![("SOCKET_ADDRESS", own.as_str()), ("VIEW", view)];
+        environment.extend(shard_count.map(|count| ("SHARD_COUNT", count)));
+        Server::try_start_with(binary(), &["serve", "--data", data.to_str().unwrap()], &environment)
+    };
+    let four = view(4);
+    let mut members: Vec<Server> = (1..=4).map(|n| start(n, &four, Some("2")).unwrap()).collect();
+    let mut clients: Vec<Http> = (1..=4).map(|n| Http::new(address(n))).collect();
+    for (n, client) in (1..).zip(&mut clients) {
+        let ids = until(client, "/key-value-store-shard/shard-ids", |_| true).await;
+        assert_eq!(ids["shard-ids"], "1,2");
+        until(client, "/key-value-store-view", |told| told["view"] == four).await;
+        let mine = client.get("/key-value-store-shard/node-shard-id").await.expect(200);
+        assert_eq!(mine["shard-id"], if n % 2 == 1 { "1" } else { "2" }, "member {n}");
+    }
+    let body = json!({"value": "sampleValue", "causal-metadata": ""});
+    let put = clients[3].json("PUT", "/key-value-store/sampleKey", &body).await.expect(201);
+
+    // A fifth without a number of shards is a member of none, and answers for all.
+    let five = view(5);
+    members.push(start(5, &five, None).unwrap());
+    let mut fifth = Http::new(address(5));
+    until(&mut fifth, "/key-value-store-view", |told| told["view"] == five).await;
+    let mine = fifth.get("/key-value-store-shard/node-shard-id").await.expect(200);
+    let wanted = json!({"message": "Shard ID of the node retrieved successfully", "shard-id": "None"});
+    assert_eq!(mine, wanted);
+    let read = fifth.get("/key-value-store/sampleKey").await.expect(200);
+    for field in ["version", "causal-metadata", "shard-id"] {
+        assert_eq!(read[field], put[field]);
+    }
+
+    // What contradicts itself does not start.
+    let words = start(6, &four, Some("2")).err().unwrap();
+    assert!(words.contains("VIEW does not have SOCKET_ADDRESS"), "{words}");
 }

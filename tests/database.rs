@@ -9,15 +9,20 @@
 
 use serde_json::{Value, json};
 use shkv_tests::http::Http;
-use shkv_tests::{Cluster, PATIENCE, signal};
+use shkv_tests::{Cluster, Frozen, PATIENCE, Server, is_whole, signal, until_status};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_shkv"))
+}
 
 fn cluster(data: &Path, flags: &[&str]) -> Cluster {
-    Cluster::start(Path::new(env!("CARGO_BIN_EXE_shkv")), data, &[&["--shards", "1"], flags].concat())
+    Cluster::start(binary(), data, &[&["--shards", "1"], flags].concat())
 }
 
 fn schema() -> Value {
@@ -54,6 +59,14 @@ async fn every_route_of_the_balancer_role_answers_as_its_contract_says() {
     assert_eq!(http.get("/status").await.expect(200)["N"], 0);
     let early = http.json("POST", "/write", &json!({"data": [row(1)]})).await.expect(400);
     assert!(failure(&early).contains("/init"));
+    for (method, path, body) in [
+        ("POST", "/read", json!({"Stud_id": {"low": 0, "high": 1}})),
+        ("PUT", "/update", json!({"Stud_id": 1, "data": row(1)})),
+        ("DELETE", "/del", json!({"Stud_id": 1})),
+        ("POST", "/add", json!({"n": 1, "servers": {"Server4": ["sh1"]}})),
+    ] {
+        assert!(failure(&http.json(method, path, &body).await.expect(400)).contains("/init"), "{method} {path}");
+    }
 
     // What contradicts itself is refused before anything is started.
     let mut cases: Vec<(Value, &str)> = vec![];
@@ -78,6 +91,13 @@ async fn every_route_of_the_balancer_role_answers_as_its_contract_says() {
     cases.push((with("schema", json!({"columns": ["Stud_id"]})), "dtypes"));
     cases.push((with("schema", json!({"columns": ["Stud_id"], "dtypes": ["Date"]})), "Date"));
     cases.push((with("shards", json!([{"Shard_id": "sh1"}])), "Stud_id_low"));
+    for field in ["N", "schema", "shards"] {
+        let mut body = init();
+        body.as_object_mut().unwrap().remove(field);
+        cases.push((body, field));
+    }
+    cases.push((with("servers", json!({"Server0": "sh1"})), "Server0"));
+    cases.push((with("shards", json!([])), "at least one"));
     for (body, words) in cases {
         let told = http.json("POST", "/init", &body).await.expect(400);
         assert!(failure(&told).contains(words), "{told}");
@@ -104,7 +124,11 @@ async fn every_route_of_the_balancer_role_answers_as_its_contract_says() {
     let none = http.json("POST", "/read", &read(20_000, 30_000)).await.expect(200);
     assert_eq!(none, json!({"shards_queried": [], "data": [], "status": "success"}));
     failure(&http.json("POST", "/read", &read(2, 1)).await.expect(400));
-    failure(&http.json("POST", "/read", &json!({})).await.expect(400));
+    for bad in
+        [json!({}), json!({"Stud_id": 7}), json!({"Stud_id": {"low": 0}}), json!({"Stud_id": {"low": "x", "high": 9}})]
+    {
+        failure(&http.json("POST", "/read", &bad).await.expect(400));
+    }
 
     // A write that cannot be done whole is not done at all.
     let bad = [
@@ -134,7 +158,18 @@ async fn every_route_of_the_balancer_role_answers_as_its_contract_says() {
         let told = http.json("DELETE", "/del", &json!({"Stud_id": id})).await.expect(404);
         assert_eq!(failure(&told), "Student ID not found");
     }
-    failure(&http.json("PUT", "/update", &json!({"Stud_id": 1000, "data": row(1)})).await.expect(400));
+    let malformed = [
+        json!({"Stud_id": 1000, "data": row(1)}),
+        json!({"Stud_id": 1000}),
+        json!({"data": row(1)}),
+        json!({"Stud_id": "x", "data": {}}),
+    ];
+    for bad in malformed {
+        failure(&http.json("PUT", "/update", &bad).await.expect(400));
+    }
+    for bad in [json!({}), json!({"Stud_id": -1})] {
+        failure(&http.json("DELETE", "/del", &bad).await.expect(400));
+    }
     let done = http.json("DELETE", "/del", &json!({"Stud_id": 1000})).await.expect(200);
     assert_eq!(done["message"], "Data entry with Stud_id:1000 removed from all replicas");
     http.json("DELETE", "/del", &json!({"Stud_id": 1000})).await.expect(404);
@@ -196,6 +231,9 @@ async fn servers_and_shards_come_and_go_and_no_row_is_lost() {
         (add(1, json!({"Server0": ["sh4"]})), "Server0 already exists"),
         (add(1, json!({"Server4": ["sh9", "sh4"]})), "sh9"),
         (add(1, json!({"Server4": ["sh1"]})), "no server is named for the new shard sh4"),
+        (json!({"n": 1, "new_shards": shards(1), "servers": {"Server4": ["sh1"]}}), "sh1 already exists"),
+        (json!({"n": "x", "servers": {"Server4": ["sh1"]}}), "n must be"),
+        (json!({"n": 1, "new_shards": [{}], "servers": {"Server4": ["sh1"]}}), "new_shards"),
     ];
     let mut gap = add(1, json!({"Server4": ["sh4"]}));
     gap["new_shards"][0]["Stud_id_low"] = 12_289.into();
@@ -216,6 +254,23 @@ async fn servers_and_shards_come_and_go_and_no_row_is_lost() {
     let read = http.json("POST", "/read", &all).await.expect(200);
     assert_eq!((&read["data"], &read["shards_queried"]), (&json!(wanted), &json!(["sh1", "sh2", "sh3", "sh4"])));
 
+    // A shard that is there already gets one more copy: only who keeps it changes.
+    let done = http.json("POST", "/add", &json!({"n": 1, "servers": {"Server6": ["sh1"]}})).await.expect(200);
+    assert_eq!(done, json!({"N": 6, "message": "Add Server:6", "status": "successful"}));
+    let client = cluster.client().await;
+    let copies = |status: &shkv_client::StatusDone| {
+        let map = status.map.as_ref().unwrap();
+        let server = map.nodes.iter().find(|node| node.name == "Server6").map(|node| node.id);
+        map.shards
+            .iter()
+            .any(|shard| server.is_some_and(|server| shard.replica_on(server).is_some() && shard.replicas.len() == 3))
+    };
+    until_status(&client, copies).await;
+    let read = http.json("POST", "/read", &all).await.expect(200);
+    assert_eq!((&read["data"], &read["shards_queried"]), (&json!(wanted), &json!(["sh1", "sh2", "sh3", "sh4"])));
+    let done = http.json("POST", "/rm", &json!({"n": 1, "servers": ["Server6"]})).await.expect(200);
+    assert_eq!(done, json!({"message": {"N": 5, "servers": ["Server6"]}, "status": "successful"}));
+
     let refused = [
         (
             json!({"n": 1, "servers": ["Server0", "Server1"]}),
@@ -223,6 +278,9 @@ async fn servers_and_shards_come_and_go_and_no_row_is_lost() {
         ),
         (json!({"n": 9, "servers": []}), "9 servers"),
         (json!({"n": 1, "servers": ["Nobody"]}), "Nobody"),
+        (json!({"n": 2, "servers": ["Server0", "Server0"]}), "twice"),
+        (json!({"n": 0, "servers": []}), "at least 1"),
+        (json!({"n": 1, "servers": "Server0"}), "servers must be"),
     ];
     for (body, words) in refused {
         let told = http.json("DELETE", "/rm", &body).await.expect(400);
@@ -235,6 +293,14 @@ async fn servers_and_shards_come_and_go_and_no_row_is_lost() {
     let status = http.get("/status").await.expect(200);
     assert_eq!((&status["N"], status["servers"].as_object().unwrap().len()), (&3.into(), 3));
     assert_eq!(http.json("POST", "/read", &all).await.expect(200)["data"], json!(wanted));
+    let left: Vec<String> = status["servers"].as_object().unwrap().keys().cloned().collect();
+    let done = http.json("DELETE", "/rm", &json!({"n": 1, "servers": []})).await.expect(200);
+    assert_eq!(done["message"]["N"], 2);
+    assert!(
+        left.iter().any(|name| done["message"]["servers"] == json!([name])),
+        "chance chose none that was there: {done}"
+    );
+    assert_eq!(http.json("POST", "/read", &all).await.expect(200)["data"], json!(wanted));
 
     // Configured anew, it is empty.
     let anew = json!({"N": 2, "schema": schema(), "shards": shards(2)});
@@ -244,111 +310,291 @@ async fn servers_and_shards_come_and_go_and_no_row_is_lost() {
     assert_eq!(http.json("POST", "/read", &all).await.expect(200)["data"], json!([]));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_killed_under_writes_costs_no_row_and_no_half_of_a_write() {
+// ---------------------------------------------------------------------------------------------- a server's own listener
+
+/// Everything that a storage server answers at a listener of its own, for shards that no `/init` has made; with it the
+/// contents of `sh1` and `sh2`.
+async fn every_route_of_a_server(addr: &str, name: &str, number: u64) -> Value {
+    let mut http = Http::new(addr);
+    let hello = json!({"message": format!("Hello from Server: {number}"), "status": "successful"});
+    assert_eq!(http.get("/home").await.expect(200), hello);
+    let beat = http.get("/heartbeat").await;
+    assert_eq!((beat.status, beat.body.len()), (200, 0));
+    for _ in 0..2 {
+        let done = http.json("POST", "/config", &json!({"schema": schema(), "shards": ["sh1", "sh2"]})).await;
+        let message = format!("{name}:sh1, {name}:sh2 configured");
+        assert_eq!(done.expect(200), json!({"message": message, "status": "success"}));
+    }
+    let columns = json!({"columns": ["Stud_id"], "dtypes": ["Number"]});
+    for bad in [json!({}), json!({"schema": schema()}), json!({"schema": columns, "shards": ["sh1"]})] {
+        failure(&http.json("POST", "/config", &bad).await.expect(400));
+    }
+
+    let five: Vec<Value> = (2_255..2_260).map(row).collect();
+    let write = json!({"shard": "sh2", "curr_idx": 507, "data": five});
+    let done = json!({"message": "Data entries added", "current_idx": 512, "curr_idx": 512, "status": "success"});
+    assert_eq!(http.json("POST", "/write", &write).await.expect(200), done);
+    assert!(failure(&http.json("POST", "/write", &write).await.expect(409)).contains("2255"));
+    let within = |low: u64, high: u64| json!({"shard": "sh2", "Stud_id": {"low": low, "high": high}});
+    let read = http.json("POST", "/read", &within(2_256, 2_258)).await.expect(200);
+    assert_eq!(read, json!({"data": five[1..4], "status": "success"}), "both ends belong to it");
+
+    let new = json!({"Stud_id": 2_255, "Stud_name": "new", "Stud_marks": "A"});
+    let update = |id: u64| json!({"shard": "sh2", "Stud_id": id, "data": {"Stud_name": "new", "Stud_marks": "A"}});
+    let done = json!({"message": "Data entry for Stud_id:2255 updated", "status": "success"});
+    assert_eq!(http.json("PUT", "/update", &update(2_255)).await.expect(200), done);
+    assert_eq!(http.json("POST", "/read", &within(2_255, 2_255)).await.expect(200)["data"], json!([new]));
+    assert_eq!(failure(&http.json("PUT", "/update", &update(1)).await.expect(404)), "Student ID not found");
+    for (method, id) in [("DELETE", 2_256), ("POST", 2_257)] {
+        let del = json!({"shard": "sh2", "Stud_id": id});
+        let done = json!({"message": format!("Data entry with Stud_id:{id} removed"), "status": "success"});
+        assert_eq!(http.json(method, "/del", &del).await.expect(200), done);
+        assert_eq!(failure(&http.json(method, "/del", &del).await.expect(404)), "Student ID not found");
+    }
+    let unknown = [
+        ("POST", "/read", json!({"shard": "sh9", "Stud_id": {"low": 0, "high": 1}})),
+        ("POST", "/write", json!({"shard": "sh9", "curr_idx": 0, "data": [row(1)]})),
+        ("PUT", "/update", json!({"shard": "sh9", "Stud_id": 1, "data": row(1)})),
+        ("DELETE", "/del", json!({"shard": "sh9", "Stud_id": 1})),
+        ("GET", "/copy", json!({"shards": ["sh2", "sh9"]})),
+    ];
+    for (method, path, body) in unknown {
+        let told = http.json(method, path, &body).await.expect(404);
+        assert!(failure(&told).contains("sh9"), "{method} {path}: {told}");
+    }
+    let malformed = [
+        ("POST", "/read", json!({"shard": "sh2", "Stud_id": {"low": 0}})),
+        ("POST", "/read", json!({"shard": 2, "Stud_id": {"low": 0, "high": 1}})),
+        ("POST", "/write", json!({"shard": "sh2", "curr_idx": -1, "data": [row(1)]})),
+        ("POST", "/write", json!({"shard": "sh2", "curr_idx": 0, "data": [{"Stud_id": 1}]})),
+        ("PUT", "/update", json!({"shard": "sh2", "Stud_id": 2_255})),
+        ("PUT", "/update", json!({"shard": "sh2", "Stud_id": 2_255, "data": {"Other": 1}})),
+        ("DELETE", "/del", json!({"shard": "sh2"})),
+        ("GET", "/copy", json!({"shards": "sh2"})),
+    ];
+    for (method, path, body) in malformed {
+        failure(&http.json(method, path, &body).await.expect(400));
+    }
+    assert_eq!(http.send("POST", "/autopopulate", &[], b"").await.expect(200), Value::Null);
+    let copied = http.json("GET", "/copy", &json!({"shards": ["sh1", "sh2"]})).await.expect(200);
+    assert_eq!(http.json("POST", "/copy", &json!({"shards": ["sh1", "sh2"]})).await.expect(200), copied);
+    assert_eq!((&copied["sh2"], &copied["status"]), (&json!([new, row(2_258), row(2_259)]), &"success".into()));
+    let ids: Vec<u64> = copied["sh1"].as_array().unwrap().iter().map(|row| row["Stud_id"].as_u64().unwrap()).collect();
+    assert!(ids.len() == 5 && ids.iter().all(|id| (1..=100).contains(id)), "{ids:?}");
+    copied
+}
+
+#[tokio::test]
+async fn a_storage_server_answers_every_route_at_a_listener_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
-    let cluster = cluster(folder.path(), &["--spawn", "process", "--replace-after", "6s"]);
-    let mut http = Http::new(cluster.http());
-    let body = json!({"N": 3, "schema": schema(), "shards": shards(3), "servers": {
-        "Server0": ["sh1", "sh2", "sh3"], "Server1": ["sh1", "sh2", "sh3"], "Server2": ["sh1", "sh2", "sh3"]}});
-    http.json("POST", "/init", &body).await.expect(200);
-
-    // Each write has a row in every shard; `told` has those that were acknowledged.
-    let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let mut writers = Vec::new();
-    for _ in 0..4 {
-        let (stop, next, mut http) = (stop.clone(), next.clone(), Http::new(cluster.http()));
-        writers.push(tokio::spawn(async move {
-            let mut told = Vec::new();
-            while !stop.load(Ordering::Relaxed) {
-                let id = next.fetch_add(1, Ordering::Relaxed);
-                if id >= 4096 {
-                    break;
-                }
-                let data = json!({"data": [row(id), row(id + 4096), row(id + 8192)]});
-                let answer = http.json("POST", "/write", &data).await;
-                assert!([200, 500, 503].contains(&answer.status), "{answer:?}");
-                if answer.status == 200 {
-                    told.push(id);
-                }
-            }
-            told
-        }));
-    }
-    let until_written = |count: u64| {
-        let next = next.clone();
-        async move {
-            let deadline = Instant::now() + PATIENCE;
-            while next.load(Ordering::Relaxed) < count {
-                assert!(Instant::now() < deadline, "nothing is written");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
+    let cluster = cluster(folder.path(), &["--node-http", "127.0.0.1:0"]);
+    let nodes = cluster.ready()["nodes"].as_array().unwrap();
+    let own = |name: &str| {
+        let node = nodes.iter().find(|node| node["name"] == name).unwrap();
+        node["http"].as_str().unwrap().to_owned()
     };
-    until_written(50).await;
-    let victim = shkv_tests::nodes(&cluster.client().await).await;
-    let victim = victim.iter().find(|node| node.name == "Server1").unwrap().process;
-    signal(victim, "KILL");
-    let killed = next.load(Ordering::Relaxed);
-    until_written(killed + 200).await;
-    stop.store(true, Ordering::Relaxed);
-    let mut told = Vec::new();
-    for writer in writers {
-        told.extend(writer.await.unwrap());
+    let copied = every_route_of_a_server(&own("Server1"), "Server1", 2).await;
+    let data = folder.path().join("alone");
+    let (data, join) = (data.to_str().unwrap(), cluster.addr());
+    let line = ["node", "--name", "Alone", "--data", data, "--listen", "127.0.0.1:0", "--join", &join];
+    let alone = Server::start(binary(), &[&line[..], &["--http", "127.0.0.1:0"]].concat());
+    let by_itself = alone.told()["http"].as_str().unwrap().to_owned();
+    for (addr, name) in [(own("Server0"), "Server0"), (own("Server2"), "Server2"), (by_itself, "Alone")] {
+        let mut http = Http::new(addr);
+        let deadline = Instant::now() + PATIENCE;
+        while http.get("/home").await.status != 200 {
+            assert!(Instant::now() < deadline, "{name} does not come");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(http.json("GET", "/copy", &json!({"shards": ["sh1", "sh2"]})).await.expect(200), copied);
+        let done = http.json("POST", "/config", &json!({"schema": schema(), "shards": ["sh2"]})).await.expect(200);
+        assert_eq!(done["message"], format!("{name}:sh2 configured"));
+    }
+}
+
+#[tokio::test]
+async fn members_that_start_no_nodes_are_storage_servers_and_refuse_servers_that_are_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("a");
+    let data = data.to_str().unwrap();
+    let line =
+        ["serve", "--bootstrap", "--name", "Server0", "--data", data, "--shards", "1", "--listen", "127.0.0.1:0"];
+    let member =
+        Server::start(binary(), &[&line[..], &["--node-listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]].concat());
+    let addr = member.told()["http"].as_str().unwrap();
+    every_route_of_a_server(addr, "Server0", 1).await;
+
+    let mut http = Http::new(addr);
+    let told = http.json("POST", "/init", &init()).await.expect(400);
+    assert!(failure(&told).contains("node"), "{told}");
+    assert_eq!(http.get("/status").await.expect(200)["N"], 0, "what could not be started has configured nothing");
+    let told = http.json("POST", "/add", &json!({"n": 1, "hostnames": ["S4"]})).await.expect(501);
+    assert!(failure(&told).contains("node"), "{told}");
+    let alone = json!({"N": 1, "schema": schema(), "shards": shards(1), "servers": {"Server0": ["sh1"]}});
+    http.json("POST", "/init", &alone).await.expect(200);
+    let more = json!({"n": 1, "servers": {"Server1": ["sh1"]}});
+    assert!(failure(&http.json("POST", "/add", &more).await.expect(400)).contains("node"));
+    assert_eq!(http.get("/status").await.expect(200)["servers"], json!({"Server0": ["sh1"]}));
+}
+
+// ---------------------------------------------------------------------------------------------- a server is killed
+
+/// Ids of each shard in the tests that kill: more than can be written meanwhile.
+const IDS: u64 = 10_000_000;
+
+/// Three shards of that size, each on all three servers.
+fn init_wide() -> Value {
+    let shard = |n: u64| json!({"Stud_id_low": n * IDS, "Shard_id": format!("sh{}", n + 1), "Shard_size": IDS});
+    let shards: Value = (0..3).map(shard).collect();
+    let all = json!(["sh1", "sh2", "sh3"]);
+    json!({"N": 3, "schema": schema(), "shards": shards, "servers": {"Server0": all, "Server1": all, "Server2": all}})
+}
+
+/// Clients that write, each time a row into every shard at once, and remember what was acknowledged.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    next: Arc<AtomicU64>,
+    writing: Vec<JoinHandle<Vec<u64>>>,
+}
+
+impl Writers {
+    fn start(addr: &str) -> Self {
+        let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut writing = Vec::new();
+        for _ in 0..4 {
+            let (stop, next, mut http) = (stop.clone(), next.clone(), Http::new(addr));
+            writing.push(tokio::spawn(async move {
+                let mut told = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let id = next.fetch_add(1, Ordering::Relaxed);
+                    let data = json!({"data": [row(id), row(id + IDS), row(id + 2 * IDS)]});
+                    let answer = http.json("POST", "/write", &data).await;
+                    assert!([200, 500, 503].contains(&answer.status), "{answer:?}");
+                    if answer.status == 200 {
+                        told.push(id);
+                    }
+                }
+                told
+            }));
+        }
+        Self { stop, next, writing }
     }
 
-    assert!(told.iter().any(|id| *id > killed), "nothing was acknowledged after the kill");
-    let read = http.json("POST", "/read", &json!({"Stud_id": {"low": 0, "high": 999_999}})).await.expect(200);
+    /// How many writes were begun.
+    fn begun(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// Waits for so many more.
+    async fn progress(&self, more: u64) {
+        let (wanted, deadline) = (self.begun() + more, Instant::now() + PATIENCE);
+        while self.begun() < wanted {
+            assert!(Instant::now() < deadline, "nothing is written");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The ids that were acknowledged.
+    async fn stop(self) -> Vec<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut told = Vec::new();
+        for writer in self.writing {
+            told.extend(writer.await.unwrap());
+        }
+        told
+    }
+}
+
+/// Nothing acknowledged is missing among the rows of all shards, and no write is there by half.
+fn check<'a>(rows: impl Iterator<Item = &'a Value>, told: &[u64]) {
     let mut found: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-    for row in read["data"].as_array().unwrap() {
+    for row in rows {
         let id = row["Stud_id"].as_u64().unwrap();
-        found.entry(id % 4096).or_default().push(id / 4096);
+        found.entry(id % IDS).or_default().push(id / IDS);
     }
     for (id, shards) in &found {
         assert_eq!(shards, &[0, 1, 2], "half of the write of {id} is there");
     }
     for id in told {
-        assert!(found.contains_key(&id), "the acknowledged row {id} is gone");
+        assert!(found.contains_key(id), "the acknowledged row {id} is gone");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_killed_under_writes_costs_no_row_and_no_half_of_a_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = cluster(folder.path(), &["--spawn", "process", "--replace-after", "1h"]);
+    let mut http = Http::new(cluster.http());
+    http.json("POST", "/init", &init_wide()).await.expect(200);
+    let writers = Writers::start(&cluster.http());
+    writers.progress(50).await;
+    let client = cluster.client().await;
+    let victim = shkv_tests::nodes(&client).await;
+    let victim = victim.iter().find(|node| node.name == "Server1").unwrap().process;
+    signal(victim, "KILL");
+    let killed = writers.begun();
+    writers.progress(200).await;
+    let told = writers.stop().await;
+    assert!(told.iter().any(|id| *id > killed), "nothing was acknowledged after the kill");
+    let all = json!({"Stud_id": {"low": 0, "high": 3 * IDS}});
+    let read = http.json("POST", "/read", &all).await.expect(200);
+    check(read["data"].as_array().unwrap().iter(), &told);
     let status = http.get("/status").await.expect(200);
     assert_eq!((&status["N"], &status["servers"]["Server1"]), (&3.into(), &json!(["sh1", "sh2", "sh3"])));
 
     // Server1 is there again and keeps its shards.
-    let client = cluster.client().await;
     let whole = |nodes: &[shkv_client::NodeStatus]| {
         let node = nodes.iter().find(|node| node.name == "Server1" && node.process != victim);
         node.is_some_and(|node| node.replicas.len() >= 3)
     };
     shkv_tests::until(&client, whole).await;
-    let after = http.json("POST", "/read", &json!({"Stud_id": {"low": 0, "high": 999_999}})).await.expect(200);
+    let after = http.json("POST", "/read", &all).await.expect(200);
     assert_eq!(after["data"], read["data"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_reads_at_once_are_all_answered_in_bounded_memory() {
-    const READS: usize = 10_000;
-    const CONNECTIONS: usize = 1_000;
+async fn a_server_that_cannot_come_back_is_replaced_under_writes_and_the_new_one_has_every_row() {
     let folder = tempfile::tempdir().unwrap();
-    let cluster = cluster(folder.path(), &[]);
+    let flags = ["--spawn", "process", "--replace-after", "5s", "--node-http", "127.0.0.1:0"];
+    let cluster = cluster(folder.path(), &flags);
     let mut http = Http::new(cluster.http());
-    http.json("POST", "/init", &init()).await.expect(200);
-    let data: Vec<Value> = (0..100).map(|n| row(n * 100)).collect();
-    http.json("POST", "/write", &json!({"data": data})).await.expect(200);
-    let mut readers = Vec::new();
-    for reader in 0..CONNECTIONS {
-        let mut http = Http::new(cluster.http());
-        readers.push(tokio::spawn(async move {
-            for n in 0..READS / CONNECTIONS {
-                let id = ((reader + n * 7) % 100 * 100) as u64;
-                let body = json!({"Stud_id": {"low": id, "high": id}});
-                let read = http.json("POST", "/read", &body).await.expect(200);
-                assert_eq!(read["data"], json!([row(id)]));
-            }
-        }));
-    }
-    for reader in readers {
-        reader.await.unwrap();
-    }
-    let bytes = shkv_tests::resident_bytes(cluster.process());
-    assert!(bytes < 1 << 30, "{bytes} bytes are in use");
+    http.json("POST", "/init", &init_wide()).await.expect(200);
+    let before = http.get("/status").await.expect(200);
+    let client = cluster.client().await;
+    let writers = Writers::start(&cluster.http());
+    writers.progress(50).await;
+    let victim = shkv_tests::nodes(&client).await.into_iter().find(|node| node.name == "Server1").unwrap();
+
+    // Its disk is damaged, and it dies: started again, it does not come back.
+    signal(victim.process, "KILL");
+    std::fs::write(folder.path().join("Server1").join("identity"), b"not an identity").unwrap();
+    let killed = writers.begun();
+    writers.progress(100).await;
+    let is_replaced = |status: &shkv_client::StatusDone| {
+        let map = status.map.as_ref().unwrap();
+        let new = map.nodes.iter().find(|node| node.name == "Server1" && node.id != victim.id);
+        map.node(victim.id).is_none() && new.is_some() && is_whole(status, 3)
+    };
+    until_status(&client, is_replaced).await;
+    writers.progress(100).await;
+    let told = writers.stop().await;
+    assert!(told.iter().any(|id| *id > killed + 100), "nothing was acknowledged after the kill");
+    assert_eq!(http.get("/status").await.expect(200), before, "servers and shards are what they were");
+    let all = json!({"Stud_id": {"low": 0, "high": 3 * IDS}});
+    let read = http.json("POST", "/read", &all).await.expect(200);
+    let rows = read["data"].as_array().unwrap();
+    check(rows.iter(), &told);
+
+    // The others are silenced: what is told now is what the replacement has itself.
+    until_status(&client, |status| is_whole(status, 3)).await;
+    let others = shkv_tests::nodes(&client).await.into_iter().filter(|node| node.name != "Server1");
+    let _silent = Frozen::new(&others.map(|node| node.process).collect::<Vec<_>>());
+    let nodes = http.get("/v1/nodes").await.expect(200);
+    let own = nodes["nodes"].as_array().unwrap().iter().find(|node| node["name"] == "Server1").unwrap();
+    let mut own = Http::new(own["http"].as_str().unwrap());
+    let headers = [("shkv-consistency", "eventual"), ("shkv-deadline-ms", "50000")];
+    let asked = json!({"shards": ["sh1", "sh2", "sh3"]}).to_string();
+    let copied = own.send("GET", "/copy", &headers, asked.as_bytes()).await.expect(200);
+    let copied: Vec<&Value> = ["sh1", "sh2", "sh3"].iter().flat_map(|name| copied[name].as_array().unwrap()).collect();
+    assert_eq!(copied, rows.iter().collect::<Vec<_>>());
 }

@@ -26,10 +26,10 @@ mod system;
 use crate::cluster::{Cluster, Setup};
 use crate::health::DOWN_AFTER;
 pub use crate::http::members::CausalMember;
-pub use crate::http::{Dialects, KvsDialect, SetShape};
+pub use crate::http::{Dialects, HttpLimits, KvsDialect, SetShape};
 use crate::provision::{NoProvisioner, Provisioner};
 use rand::RngExt;
-use shkv_proto::world::net::TcpListener;
+use shkv_proto::world::net::{self, TcpListener};
 use shkv_proto::{ClusterId, NodeId, world};
 use std::io;
 use std::net::SocketAddr;
@@ -41,6 +41,8 @@ use tokio_util::task::TaskTracker;
 
 /// How long what is in hand may take to finish when a balancer stops.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
+/// Most connections of a listener that wait to be accepted, if the system allows as many.
+const WAITING_MAX: u32 = 4_096;
 /// How often readiness is looked at when nothing has been heard: leaders go silent without a word.
 const READY_LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -81,6 +83,8 @@ pub struct BalancerConfig {
     pub follows: bool,
     /// How the dialects of its HTTP listeners answer.
     pub dialects: Dialects,
+    /// What its HTTP listeners allow.
+    pub http_limits: HttpLimits,
     /// As whom the node of this process is a member of the causal store, if it is one.
     pub causal: Option<CausalMember>,
 }
@@ -103,6 +107,7 @@ impl BalancerConfig {
             node_http: None,
             follows: false,
             dialects: Dialects::default(),
+            http_limits: HttpLimits::default(),
             causal: None,
         }
     }
@@ -284,7 +289,7 @@ impl Balancer {
         }
         let kill = CancellationToken::new();
         tasks.spawn(proxy::listen(cluster.clone(), listener, kill.clone()));
-        let front = http::Front::new(cluster.clone(), config.dialects);
+        let front = http::Front::new(cluster.clone(), config.dialects, config.http_limits);
         if let Some(member) = config.causal {
             tasks.spawn(http::members::announce(cluster.clone(), front.store.clone(), member));
         }
@@ -370,7 +375,7 @@ async fn bind(addr: &str) -> Result<(TcpListener, SocketAddr), StartError> {
         io::ErrorKind::AddrInUse => StartError::AddressInUse { addr: addr.to_owned() },
         _ => StartError::Listen { addr: addr.to_owned(), error },
     };
-    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    let listener = net::listen(addr, WAITING_MAX).await.map_err(failed)?;
     let addr = listener.local_addr().map_err(failed)?;
     Ok((listener, addr))
 }

@@ -2,11 +2,17 @@
 //!
 //! One connection is used for as many requests as the server lets it be. Nothing is retried, nothing is followed.
 
+#![expect(clippy::disallowed_methods, reason = "a client that is slow on purpose waits")]
+
 use crate::PATIENCE;
 use serde_json::Value;
 use std::io;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+
+/// The usual deadline of a request is shorter than a machine may be held up that is busy with other tests.
+const PATIENT: (&str, &str) = ("shkv-deadline-ms", "50000");
 
 /// What came back.
 #[derive(Clone, Debug)]
@@ -38,6 +44,11 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 
+    /// Looks that it is a success with this text.
+    pub fn expect_text(&self, text: &str) {
+        assert_eq!((self.status, &self.text()[..]), (200, text));
+    }
+
     /// The body as JSON, after a look at the status.
     pub fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text());
@@ -61,12 +72,13 @@ impl Http {
 
     /// GET.
     pub async fn get(&mut self, path: &str) -> Answer {
-        self.send("GET", path, &[], b"").await
+        self.send("GET", path, &[PATIENT], b"").await
     }
 
     /// Any method with a JSON body.
     pub async fn json(&mut self, method: &str, path: &str, body: &Value) -> Answer {
-        self.send(method, path, &[("content-type", "application/json")], body.to_string().as_bytes()).await
+        let headers = [("content-type", "application/json"), PATIENT];
+        self.send(method, path, &headers, body.to_string().as_bytes()).await
     }
 
     /// Any method with any body and headers.
@@ -97,19 +109,85 @@ impl Http {
             head += &format!("{name}: {value}\r\n");
         }
         head += "\r\n";
-        let mut stream = match self.stream.take() {
-            Some(stream) => stream,
-            None => BufReader::new(TcpStream::connect(&self.addr).await?),
-        };
         let mut bytes = head.into_bytes();
         bytes.extend_from_slice(body);
+        self.exchange(method, &bytes).await
+    }
+
+    /// Sends bytes as they are, which need not be a request, and reads one answer.
+    ///
+    /// # Errors
+    /// What the connection says.
+    pub async fn raw(&mut self, bytes: &[u8]) -> io::Result<Answer> {
+        self.exchange("", bytes).await
+    }
+
+    async fn exchange(&mut self, method: &str, bytes: &[u8]) -> io::Result<Answer> {
+        let mut stream = self.take().await?;
         // A server that refuses a body early may close before it has taken it all; its answer still stands.
-        let sent = stream.get_mut().write_all(&bytes).await;
+        let sent = stream.get_mut().write_all(bytes).await;
         let answer = read(&mut stream, method).await.map_err(|error| sent.err().unwrap_or(error))?;
         if answer.header("connection") != Some("close") {
             self.stream = Some(stream);
         }
         Ok(answer)
+    }
+
+    async fn take(&mut self) -> io::Result<BufReader<TcpStream>> {
+        match self.stream.take() {
+            Some(stream) => Ok(stream),
+            None => Ok(BufReader::new(TcpStream::connect(&self.addr).await?)),
+        }
+    }
+
+    /// Connects, and says nothing.
+    ///
+    /// # Errors
+    /// What the connection says.
+    pub async fn connect(&mut self) -> io::Result<()> {
+        self.stream = Some(self.take().await?);
+        Ok(())
+    }
+
+    /// Sends bytes and waits for nothing.
+    ///
+    /// # Errors
+    /// What the connection says.
+    pub async fn say(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut stream = self.take().await?;
+        stream.get_mut().write_all(bytes).await?;
+        self.stream = Some(stream);
+        Ok(())
+    }
+
+    /// Sends bytes one by one, with a pause behind each, until all are sent or the server ends it. Gives what the server has
+    /// said when it has closed the connection.
+    ///
+    /// # Errors
+    /// What the connection says; a reset counts as a close.
+    pub async fn drip(&mut self, bytes: &[u8], pause: Duration) -> io::Result<String> {
+        let (mut reader, mut writer) = self.take().await?.into_inner().into_split();
+        let hearing = async {
+            let mut heard = Vec::new();
+            match reader.read_to_end(&mut heard).await {
+                Ok(_) => Ok(heard),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(heard),
+                Err(error) => Err(error),
+            }
+        };
+        let saying = async {
+            for byte in bytes {
+                if writer.write_all(&[*byte]).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(pause).await;
+            }
+            std::future::pending::<()>().await
+        };
+        tokio::select! { // the first arm ends when the server closes; what the second has sent by then is all that counts
+            heard = hearing => heard.map(|heard| String::from_utf8_lossy(&heard).into_owned()),
+            () = saying => unreachable!("it is never over"),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
     reason = "tests start processes, wait, and fail where they cannot go on"
 )]
 
+pub mod curl;
 pub mod http;
 pub mod judge;
 pub mod load;
@@ -332,6 +333,25 @@ pub fn is_whole(status: &StatusDone, copies: usize) -> bool {
 /// Sends a signal to a process.
 pub fn signal(process: u32, name: &str) {
     Command::new("kill").arg(format!("-{name}")).arg(process.to_string()).status().expect("kill runs");
+}
+
+/// Processes that are stopped, and go on when this is dropped.
+#[derive(Debug)]
+pub struct Frozen(Vec<u32>);
+
+impl Frozen {
+    /// Stops them.
+    #[must_use]
+    pub fn new(processes: &[u32]) -> Self {
+        processes.iter().for_each(|process| signal(*process, "STOP"));
+        Self(processes.to_vec())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|process| signal(*process, "CONT"));
+    }
 }
 
 /// Whether a process runs.

@@ -23,8 +23,6 @@ use tokio::time::Instant;
 
 /// Longest body of a request: the longest value.
 pub(crate) const BODY_BYTES_MAX: usize = VALUE_BYTES_MAX;
-/// How long a body may take to arrive.
-const BODY_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long a request waits that names no deadline.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 /// How fresh a read must be: `linearizable`, `causal` or `eventual`.
@@ -63,7 +61,7 @@ impl FromRequest<Front> for Raw {
             let room = front.bodies.clone().acquire_many_owned(kib.max(1)).await;
             (to_bytes(request.into_body(), BODY_BYTES_MAX).await, room)
         };
-        match tokio::time::timeout(BODY_TIME_MAX, reading).await {
+        match tokio::time::timeout(front.limits.body, reading).await {
             Ok((Ok(bytes), Ok(room))) => Ok(Self { bytes, _room: room }),
             Ok((Err(error), _)) if announced.is_none() && is_length(&error) => Err(too_large()),
             Ok((Err(error), _)) => {

@@ -48,7 +48,7 @@ pub(crate) fn routes() -> Router<Front> {
 
 /// A route as it is described.
 const fn described(method: &'static str, path: &'static str, does: &'static str, body: &'static str) -> Route {
-    Route { method, path, system: "batch proxy", does, body, takes: &[], answers: &[200, 206, 400, 404, 413, 503, 507] }
+    Route { method, path, system: "batch proxy", does, body, takes: &[], answers: &[200, 206, 400, 408, 413, 503, 507] }
 }
 
 /// The routes as they are described.
@@ -57,11 +57,11 @@ pub(crate) const ROUTES: &[Route] = &[
         "put",
         "/set",
         "Inserts or updates pairs",
-        r#"[{"key":{"encoding":"string","data":"k"},"value":{"encoding":"binary","data":"01"}}]"#,
+        r#"[{"key":{"encoding":"string|binary","data":"k"},"value":{"encoding":"string|binary","data":"01"}}]"#,
     ),
-    described("post", "/fetch", "The pairs of these keys", r#"[{"encoding":"string","data":"k"}]"#),
+    described("post", "/fetch", "The pairs of these keys", r#"[{"encoding":"string|binary","data":"k"}]"#),
     described("get", "/fetch", "All pairs", ""),
-    described("post", "/query", "Which of these keys there are", r#"[{"encoding":"string","data":"k"}]"#),
+    described("post", "/query", "Which of these keys there are", r#"[{"encoding":"string|binary","data":"k"}]"#),
 ];
 
 async fn open_to_all(request: Request, next: Next) -> Response {

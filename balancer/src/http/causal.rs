@@ -429,7 +429,7 @@ async fn add_member(State(front): State<Front>, Path(id): Path<String>, raw: Raw
     let ask = Ask::within(MEMBER_TIME_MAX);
     let work = async {
         let address = address_in(&raw, "PUT")?;
-        let (_, _, now) = shards(&front, &ask).await?;
+        let (keyspace, _, now) = shards(&front, &ask).await?;
         let at = shard_at(&id, now.len(), "PUT")?;
         let refused = |status, error: &str| Refused::new(status, error, "PUT");
         let left = members::change(&front.store, &ask, |members: &mut Members| {
@@ -440,6 +440,9 @@ async fn add_member(State(front): State<Front>, Path(id): Path<String>, raw: Raw
                 members.shards.clone_from(&now);
             }
             let before = members.shards.iter().position(|shard| shard.contains(&address));
+            if before == Some(at) && !members::is_settled(&front.store, keyspace, members, at, &address) {
+                return Ok(None); // an earlier request has not come to its end: this one goes on
+            }
             if before == Some(at) {
                 return Err(refused(StatusCode::NOT_FOUND, &format!("Node already in shard {id}")));
             }

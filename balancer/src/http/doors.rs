@@ -6,7 +6,7 @@ use crate::http::Front;
 use crate::http::listen::serve;
 use crate::http::pool::stays;
 use parking_lot::Mutex;
-use shkv_proto::world::net::TcpListener;
+use shkv_proto::world::net;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -82,7 +82,7 @@ async fn open(front: &Front, name: &str, base: &str, kill: &CancellationToken) -
     };
     let port =
         if port == 0 { 0 } else { port.checked_add(offset).ok_or_else(|| io::Error::other("no port is left"))? };
-    let listener = TcpListener::bind(format!("{host}:{port}")).await?;
+    let listener = net::listen(&format!("{host}:{port}"), crate::WAITING_MAX).await?;
     let addr = listener.local_addr()?;
     let cluster = front.store.cluster();
     let close = cluster.stop.child_token();

@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: waits when the system refuses to accept")]
 
-use crate::http::{CONNECTIONS_MAX, Front, router};
+use crate::http::{Front, router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -12,8 +12,6 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-/// How long the head of a request may take to arrive, and how long a connection may say nothing between two.
-const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
 /// Most header lines of a request.
 const HEADERS_MAX: usize = 64;
 /// Longest head of a request; a key of 4 KiB in percent signs fits.
@@ -24,7 +22,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Serves until the balancer stops, or `close` says that this listener is wanted no more. `kill` ends connections that do
 /// not end by themselves.
 pub(crate) async fn serve(front: Front, listener: TcpListener, close: CancellationToken, kill: CancellationToken) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let (limits, room) = (front.limits, Arc::new(Semaphore::new(front.limits.connections)));
     let tasks = front.store.cluster().tasks.clone();
     let router = router(front, room.clone());
     loop {
@@ -38,7 +36,7 @@ pub(crate) async fn serve(front: Front, listener: TcpListener, close: Cancellati
                 let (router, close, kill) = (router.clone(), close.clone(), kill.clone());
                 tasks.spawn(async move {
                     let _permit = permit;
-                    kill.run_until_cancelled(Box::pin(converse(stream, router, close))).await;
+                    kill.run_until_cancelled(Box::pin(converse(stream, router, limits.head, close))).await;
                 });
             }
             Err(error) => {
@@ -50,10 +48,10 @@ pub(crate) async fn serve(front: Front, listener: TcpListener, close: Cancellati
 }
 
 /// One connection, until the client closes it or `close` asks for its end after the request in hand.
-async fn converse(stream: TcpStream, router: axum::Router, close: CancellationToken) {
+async fn converse(stream: TcpStream, router: axum::Router, head: Duration, close: CancellationToken) {
     let _ = stream.set_nodelay(true); // small answers go at once; without it they only go later
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX).max_headers(HEADERS_MAX);
+    builder.timer(TokioTimer::new()).header_read_timeout(head).max_headers(HEADERS_MAX);
     builder.max_buf_size(HEAD_BYTES_MAX);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);

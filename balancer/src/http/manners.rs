@@ -3,7 +3,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: measures how long a request takes")]
 
-use crate::http::CONNECTIONS_MAX;
 use crate::http::answer::Envelope;
 use axum::Router;
 use axum::extract::{Request, State};
@@ -28,8 +27,17 @@ const GZIP_BYTES_MIN: u16 = 4 << 10;
 /// Of so many places for connections one is kept free: beyond, a connection ends with its answer.
 const SPARE_PART: usize = 8;
 
+/// The places for connections of a listener.
+#[derive(Clone, Debug)]
+pub(crate) struct Room {
+    /// Those that are free.
+    pub(crate) room: Arc<Semaphore>,
+    /// How many there are.
+    pub(crate) most: usize,
+}
+
 /// Puts the manners around all routes.
-pub(crate) fn around(router: Router, room: Arc<Semaphore>) -> Router {
+pub(crate) fn around(router: Router, room: Room) -> Router {
     let ids = Arc::new(Ids { first: rand::random(), next: AtomicU64::new(0) });
     router
         .layer(from_fn(in_its_envelope))
@@ -46,7 +54,7 @@ struct Ids {
 }
 
 /// Gives the request its id, and tells of it when it is answered.
-async fn told(State((ids, room)): State<(Arc<Ids>, Arc<Semaphore>)>, request: Request, next: Next) -> Response {
+async fn told(State((ids, room)): State<(Arc<Ids>, Room)>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let theirs = request.headers().get(REQUEST_ID).filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).cloned();
     let ours = || format!("{:08x}-{}", ids.first, ids.next.fetch_add(1, Ordering::Relaxed));
@@ -58,7 +66,7 @@ async fn told(State((ids, room)): State<(Arc<Ids>, Arc<Semaphore>)>, request: Re
     if let Some(id) = id {
         answer.headers_mut().insert(REQUEST_ID, id);
     }
-    if room.available_permits() < CONNECTIONS_MAX / SPARE_PART {
+    if room.room.available_permits() < room.most / SPARE_PART {
         // Others wait for a place: this connection gives its own up.
         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -120,7 +128,7 @@ mod tests {
                 }),
             )
             .route("/fetch", get(|| async { StatusCode::BAD_REQUEST }));
-        let router = around(router, Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+        let router = around(router, Room { room: Arc::new(Semaphore::new(9)), most: 9 });
         let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
         let answer = TowerToHyperService::new(router).call(request).await.unwrap();
         let (head, body) = answer.into_parts();

@@ -202,19 +202,18 @@ pub(crate) async fn settle(store: &Store, shard: usize, ask: &Ask) -> Result<(),
     let keyspace = keyspace(store, ask).await?;
     let members = read(store, ask).await?;
     let addresses = members.shards.get(shard).cloned().unwrap_or_default();
-    let names = pinned_of(store, &members, &addresses)?;
+    let names = loop {
+        match pinned_of(store, &members, &addresses) {
+            // One that has just come is in the view before every balancer hears it.
+            Err(Failure::Busy { .. }) if Instant::now() < ask.deadline => tokio::time::sleep(LOOK_EVERY).await,
+            known => break known?,
+        }
+    };
     let id: Option<ShardId> = parts(store.routes().map(), keyspace).get(shard).map(|info| info.id);
     let id = id.ok_or_else(|| Failure::refusal(RefusalCode::NotFound, "there is no such shard"))?;
     store.admin(Admin::Pin { shard: id, nodes: names.clone() }).await?;
     loop {
-        let routes = store.routes();
-        let map = routes.map();
-        let keeps = |name: &String| {
-            let node = node_of(map, name);
-            let home = node.and_then(|node| map.shard(id)?.replica_on(node.id));
-            home.is_some_and(|home| home.role == ReplicaRole::Voter)
-        };
-        if names.iter().all(keeps) {
+        if keep(store, id, &names) {
             return Ok(());
         }
         if Instant::now() >= ask.deadline {
@@ -223,6 +222,28 @@ pub(crate) async fn settle(store: &Store, shard: usize, ask: &Ask) -> Result<(),
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Whether all these nodes keep a shard.
+fn keep(store: &Store, shard: ShardId, names: &[String]) -> bool {
+    let routes = store.routes();
+    let map = routes.map();
+    names.iter().all(|name| {
+        let node = node_of(map, name);
+        let home = node.and_then(|node| map.shard(shard)?.replica_on(node.id));
+        home.is_some_and(|home| home.role == ReplicaRole::Voter)
+    })
+}
+
+/// Whether a member keeps the shard that it is of: not yet, if what made it a member came to its end too early.
+pub(crate) fn is_settled(store: &Store, keyspace: KeyspaceId, members: &Members, shard: usize, address: &str) -> bool {
+    let place = members.shards.get(shard).and_then(|shard| shard.iter().position(|one| one == address));
+    if place.is_none_or(|place| place >= PINNED_MAX) {
+        return true; // it keeps no copy: there are as many as there can be
+    }
+    let name = members.nodes.get(address).cloned().flatten();
+    let id = parts(store.routes().map(), keyspace).get(shard).map(|info| info.id);
+    name.zip(id).is_some_and(|(name, id)| keep(store, id, &[name]))
 }
 
 /// Registers a member until it is one, and makes the keyspace once all members are there.

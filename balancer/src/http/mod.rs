@@ -35,13 +35,13 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::response::Response;
 use axum::routing::{delete, post};
 pub(crate) use listen::serve;
+use manners::Room;
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 use store::{Ask, Store};
 use tokio::sync::Semaphore;
 
-/// Most connections at a time of one listener; the next ones wait to be accepted.
-const CONNECTIONS_MAX: usize = 4_096;
 /// Memory for bodies that have arrived or are arriving, in KiB; the next ones wait to be read.
 const BODIES_KIB_MAX: usize = 256 << 10;
 
@@ -74,6 +74,23 @@ pub enum SetShape {
     Array,
 }
 
+/// What an HTTP listener allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HttpLimits {
+    /// Most connections at a time; the next ones wait to be accepted.
+    pub connections: usize,
+    /// How long the head of a request may take to arrive, and how long a connection may say nothing between two.
+    pub head: Duration,
+    /// How long the body of a request may take to arrive.
+    pub body: Duration,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self { connections: 4_096, head: Duration::from_secs(30), body: Duration::from_secs(60) }
+    }
+}
+
 /// What every handler has at hand.
 #[derive(Clone, Debug)]
 pub(crate) struct Front {
@@ -83,6 +100,8 @@ pub(crate) struct Front {
     pub(crate) this: Option<Arc<str>>,
     /// How the dialects answer.
     pub(crate) dialects: Dialects,
+    /// What the listener allows.
+    pub(crate) limits: HttpLimits,
     /// The nodes as the load balancer numbers them.
     pub(crate) pool: Arc<pool::Pool>,
     /// The nodes' own listeners.
@@ -93,11 +112,12 @@ pub(crate) struct Front {
 
 impl Front {
     /// The front end of a cluster, at the balancer.
-    pub(crate) fn new(cluster: Arc<Cluster>, dialects: Dialects) -> Self {
+    pub(crate) fn new(cluster: Arc<Cluster>, dialects: Dialects, limits: HttpLimits) -> Self {
         Self {
             store: Store::new(cluster),
             this: None,
             dialects,
+            limits,
             pool: Arc::default(),
             doors: Arc::default(),
             bodies: Arc::new(Semaphore::new(BODIES_KIB_MAX)),
@@ -112,6 +132,7 @@ impl Front {
 
 /// All routes with all manners. `room` are the places for connections of the listener.
 fn router(front: Front, room: Arc<Semaphore>) -> Router {
+    let most = front.limits.connections;
     let routes = Router::new()
         .merge(health::routes())
         .merge(own::routes())
@@ -125,7 +146,7 @@ fn router(front: Front, room: Arc<Semaphore>) -> Router {
         .route("/add", post(add).get(nodes::add_by_get))
         .route("/rm", delete(remove).post(remove))
         .fallback(unknown);
-    manners::around(routes.with_state(front), room)
+    manners::around(routes.with_state(front), Room { room, most })
 }
 
 /// `/add` is the database's if it names servers or shards, else the load balancer's.

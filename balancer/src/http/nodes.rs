@@ -7,6 +7,7 @@ use crate::http::answer::{Envelope, empty_answer, json_answer, status_of};
 use crate::http::asked::{Query, Raw};
 use crate::http::openapi::Route;
 use crate::http::pool::Member;
+use crate::http::store::Ask;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -24,8 +25,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// How long a node may take to answer before the next one is asked.
+/// How long a node may take to answer before the next one is asked, the first time.
 const NODE_TIME_MAX: Duration = Duration::from_secs(2);
+/// Pause before all are asked again when none has answered.
+const PAUSE: Duration = Duration::from_millis(50);
 /// How long `/add` waits until the new nodes are of the cluster.
 const ADD_TIME_MAX: Duration = Duration::from_secs(60);
 /// How often that is looked at when nothing has been heard.
@@ -46,33 +49,33 @@ const fn described(method: &'static str, path: &'static str, does: &'static str,
 /// The routes as they are described; `/add` and `/rm` have the database's forms, too.
 pub(crate) const ROUTES: &[Route] = &[
     described("get", "/rep", "The nodes of the pool", &[200]),
-    described("get", "/home", "A greeting of the node that the request is routed to", &[200, 503]),
-    described("get", "/heartbeat", "Whether the node answers that the request is routed to", &[200, 503]),
+    described("get", "/home", "A greeting of the node that the request is routed to", &[200, 400, 503]),
+    described("get", "/heartbeat", "Whether the node answers that the request is routed to", &[200, 400, 503]),
     Route {
-        body: r#"{"n":2,"hostnames":["S4","S5"]}"#,
+        body: r#"{"n":2,"hostnames?":["S4","S5"]}"#,
         ..described(
             "post",
             "/add",
             "Adds nodes to the pool, or with servers to the database",
-            &[200, 400, 413, 501, 503],
+            &[200, 400, 408, 409, 413, 501, 503, 507],
         )
     },
     Route {
         takes: &["N", "n", "replicas", "hostnames"],
-        ..described("get", "/add", "Adds nodes to the pool", &[200, 400, 413, 501, 503])
+        ..described("get", "/add", "Adds nodes to the pool", &[200, 400, 408, 413, 501, 503, 507])
     },
     Route {
-        body: r#"{"n":1,"hostnames":["S4"]}"#,
+        body: r#"{"n":1,"hostnames?":["S4"]}"#,
         ..described(
             "delete",
             "/rm",
             "Removes nodes from the pool, or with servers from the database",
-            &[200, 400, 413, 503],
+            &[200, 400, 408, 409, 413, 503, 507],
         )
     },
     Route {
-        body: r#"{"n":1,"hostnames":["S4"]}"#,
-        ..described("post", "/rm", "The same as DELETE", &[200, 400, 413, 503])
+        body: r#"{"n":1,"hostnames?":["S4"]}"#,
+        ..described("post", "/rm", "The same as DELETE", &[200, 400, 408, 409, 413, 503, 507])
     },
 ];
 
@@ -91,8 +94,8 @@ fn members(front: &Front) -> Vec<Member> {
 
 // ---------------------------------------------------------------------------------------------- to a node
 
-async fn home(State(front): State<Front>) -> Response {
-    match route(&front).await {
+async fn home(State(front): State<Front>, ask: Ask) -> Response {
+    match route(&front, &ask).await {
         Some(member) => {
             let text = format!("Hello from Server: {}", member.number);
             json_answer(StatusCode::OK, &json!({"message": text, "status": "successful"}))
@@ -101,8 +104,8 @@ async fn home(State(front): State<Front>) -> Response {
     }
 }
 
-async fn heartbeat(State(front): State<Front>) -> Response {
-    match route(&front).await {
+async fn heartbeat(State(front): State<Front>, ask: Ask) -> Response {
+    match route(&front, &ask).await {
         Some(_) => empty_answer(StatusCode::OK),
         None => Envelope::Status.problem(StatusCode::SERVICE_UNAVAILABLE, "<Error> Server did not respond"),
     }
@@ -115,25 +118,35 @@ pub(crate) fn no_endpoint(path: &str) -> Response {
 }
 
 /// Asks the node that a request of a random number goes to whether it is there; if it does not answer, the next one. At a
-/// node's own listener it is that node.
-async fn route(front: &Front) -> Option<Member> {
+/// node's own listener it is that node. When none has answered, they are asked again, with twice the time: all may be busy
+/// with a crowd. Those that are known to be down are not asked, and nobody is when all are.
+async fn route(front: &Front, ask: &Ask) -> Option<Member> {
     let request = rand::rng().random_range(100_000..1_000_000);
-    let mut order = front.pool.order(front.store.cluster(), request);
-    if let Some(this) = &front.this {
-        order.retain(|member| member.name == **this);
-    }
-    for member in order {
-        match is_there(front, &member, request).await {
-            Ok(()) => return Some(member),
-            Err(error) => tracing::debug!(%error, node = member.name, "a node did not answer"),
+    let mut patience = NODE_TIME_MAX;
+    loop {
+        let mut order = front.pool.order(front.store.cluster(), request);
+        if let Some(this) = &front.this {
+            order.retain(|member| member.name == **this);
         }
+        if order.is_empty() {
+            return None;
+        }
+        for member in order {
+            match is_there(front, &member, request, ask.deadline.min(Instant::now() + patience)).await {
+                Ok(()) => return Some(member),
+                Err(error) => tracing::debug!(%error, node = member.name, "a node did not answer"),
+            }
+        }
+        if Instant::now() + PAUSE >= ask.deadline {
+            return None;
+        }
+        tokio::time::sleep(PAUSE).await;
+        patience *= 2;
     }
-    None
 }
 
-async fn is_there(front: &Front, member: &Member, lane: u64) -> Result<(), String> {
+async fn is_there(front: &Front, member: &Member, lane: u64, deadline: Instant) -> Result<(), String> {
     let home = front.store.cluster().pool.get(member.id).ok_or("no address is known")?;
-    let deadline = Instant::now() + NODE_TIME_MAX;
     let (sender, receiver) = oneshot::channel();
     let done = move |result: Result<Frame, LinkError>| drop(sender.send(result));
     let frame = Frame::new(Header::new(Kind::Status), vec![], vec![]);

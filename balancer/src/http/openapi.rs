@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::request_body::RequestBodyBuilder;
-use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
-use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, PathsBuilder, Required, ResponseBuilder};
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, PathsBuilder, RefOr, Required, ResponseBuilder};
 
 /// The page, which loads nothing but the description.
 const PAGE: &str = include_str!("docs.html");
@@ -31,7 +31,8 @@ pub(crate) struct Route {
     pub(crate) system: &'static str,
     /// What it does.
     pub(crate) does: &'static str,
-    /// An example of its body, in JSON; `*` stands for raw bytes, empty for none.
+    /// An example of its body, in JSON; `*` stands for raw bytes, empty for none. What may be left out has a `?`: behind its
+    /// name, or in front of the whole. A text with `|` is one of these, and the first in the example.
     pub(crate) body: &'static str,
     /// Parameters of the query, and header lines with a colon in front.
     pub(crate) takes: &'static [&'static str],
@@ -118,17 +119,17 @@ const OURS: &[Route] = &[
     Route {
         takes: WRITES,
         body: "*",
-        ..ours("put", "/v1/kv/{keyspace}/{key}", "Writes a row", &[200, 201, 400, 404, 412, 413, 503, 507])
+        ..ours("put", "/v1/kv/{keyspace}/{key}", "Writes a row", &[200, 201, 400, 404, 408, 412, 413, 503, 507])
     },
     Route { takes: WRITES, ..ours("delete", "/v1/kv/{keyspace}/{key}", "Removes a row", &[200, 400, 404, 412, 503]) },
     Route {
         takes: &[":shkv-deadline-ms"],
-        body: r#"{"keyspace":"default","ops":[{"op":"check","key":"a","if_absent":true},{"op":"put","key":"a","value":"1"},{"op":"delete","key":"b"},{"op":"read","key":"c"}]}"#,
+        body: r#"{"keyspace?":"default","ops":[{"op":"put|delete|check|read","key":"a","value?":"1","if_absent?":true}]}"#,
         ..ours(
             "post",
             "/v1/txn",
             "Several operations in one step, or none of them",
-            &[200, 400, 404, 412, 413, 503, 507],
+            &[200, 400, 404, 408, 412, 413, 503, 507],
         )
     },
 ];
@@ -151,12 +152,14 @@ fn describe(routes: &[Route]) -> OpenApi {
             let body = RequestBodyBuilder::new().content("application/octet-stream", content);
             operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
         } else if !route.body.is_empty() {
-            let example: Value = serde_json::from_str(route.body).unwrap_or_default();
-            let kind = if example.is_array() { Type::Array } else { Type::Object };
-            let schema = ObjectBuilder::new().schema_type(SchemaType::new(kind)).build();
-            let content = ContentBuilder::new().schema(Some(schema)).example(Some(example)).build();
+            let (text, required) = match route.body.strip_prefix('?') {
+                Some(text) => (text, Required::False),
+                None => (route.body, Required::True),
+            };
+            let written: Value = serde_json::from_str(text).unwrap_or_default();
+            let content = ContentBuilder::new().schema(Some(form_of(&written))).example(Some(plain(written))).build();
             let body = RequestBodyBuilder::new().content("application/json", content);
-            operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
+            operation = operation.request_body(Some(body.required(Some(required)).build()));
         }
         for status in route.answers {
             let words = StatusCode::from_u16(*status).ok().and_then(|status| status.canonical_reason());
@@ -184,6 +187,46 @@ fn describe(routes: &[Route]) -> OpenApi {
     OpenApiBuilder::new().info(info.build()).paths(paths.build()).build()
 }
 
+/// The form of a body, from its example as it is written in a table.
+fn form_of(written: &Value) -> Schema {
+    let typed = |kind| ObjectBuilder::new().schema_type(SchemaType::new(kind));
+    match written {
+        Value::Object(fields) => {
+            let mut object = typed(Type::Object);
+            for (name, value) in fields {
+                object = match name.strip_suffix('?') {
+                    Some(name) => object.property(name, form_of(value)),
+                    None => object.property(name, form_of(value)).required(name),
+                };
+            }
+            Schema::Object(object.build())
+        }
+        Value::Array(items) => {
+            let items = items.first().map_or_else(|| Schema::Object(text()), form_of);
+            Schema::Array(ArrayBuilder::new().items(RefOr::T(items)).build())
+        }
+        Value::String(words) if words.contains('|') => {
+            Schema::Object(typed(Type::String).enum_values(Some(words.split('|'))).build())
+        }
+        Value::Bool(_) => Schema::Object(typed(Type::Boolean).build()),
+        Value::Number(_) => Schema::Object(typed(Type::Integer).build()),
+        Value::String(_) | Value::Null => Schema::Object(text()),
+    }
+}
+
+/// An example without the signs that only its form needs.
+fn plain(written: Value) -> Value {
+    match written {
+        Value::Object(fields) => {
+            let plain = |(name, value): (String, Value)| (name.trim_end_matches('?').to_owned(), plain(value));
+            Value::Object(fields.into_iter().map(plain).collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(plain).collect()),
+        Value::String(words) => Value::String(words.split('|').next().unwrap_or_default().to_owned()),
+        other => other,
+    }
+}
+
 fn text() -> utoipa::openapi::schema::Object {
     ObjectBuilder::new().schema_type(SchemaType::new(Type::String)).build()
 }
@@ -191,4 +234,29 @@ fn text() -> utoipa::openapi::schema::Object {
 fn parameter(name: &str, place: ParameterIn) -> Parameter {
     let required = if place == ParameterIn::Path { Required::True } else { Required::False };
     ParameterBuilder::new().name(name).parameter_in(place).required(required).schema(Some(text())).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_example_tells_the_form_of_a_body() {
+        let written = json!({"a": 1, "b?": ["x|y"], "c": {"d?": true}});
+        assert_eq!(plain(written.clone()), json!({"a": 1, "b": ["x"], "c": {"d": true}}));
+        let form = json!({"type": "object", "required": ["a", "c"], "properties": {
+            "a": {"type": "integer"}, "b": {"type": "array", "items": {"type": "string", "enum": ["x", "y"]}},
+            "c": {"type": "object", "properties": {"d": {"type": "boolean"}}},
+        }});
+        assert_eq!(serde_json::to_value(form_of(&written)).unwrap(), form);
+    }
+
+    #[test]
+    fn every_body_that_is_described_is_json() {
+        for route in all().iter().filter(|route| !["", "*"].contains(&route.body)) {
+            let text = route.body.trim_start_matches('?');
+            assert!(serde_json::from_str::<Value>(text).is_ok(), "{} {}: {text}", route.method, route.path);
+        }
+    }
 }

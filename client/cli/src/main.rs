@@ -41,6 +41,9 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     output::log_to_stderr(cli.command.serves());
+    if cli.command.serves() {
+        roles::open_more_files();
+    }
     let format = cli.global.output;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

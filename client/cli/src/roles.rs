@@ -9,10 +9,11 @@ use crate::local::{Local, found_in};
 use crate::members::told_of;
 use crate::outcome::{Ending, Trouble};
 use crate::output::Out;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use shkv_balancer::provision::docker::{DockerConfig, DockerProvisioner};
 use shkv_balancer::provision::{NoProvisioner, Provisioner, Spec};
-use shkv_balancer::{Balancer, BalancerConfig, Bootstrap, CausalMember, Ears};
+use shkv_balancer::{Balancer, BalancerConfig, Bootstrap, CausalMember, Ears, HttpLimits};
 use shkv_node::{Node, NodeConfig, Tuning};
 use shkv_proto::ClusterId;
 use std::io::Read;
@@ -57,6 +58,23 @@ impl Signals {
         }
         info!("asked to stop");
     }
+}
+
+/// Takes as many open files and connections as the system allows: the usual 1,024 are fewer than a listener's connections,
+/// and a node that cannot open its log's next segment stops.
+pub fn open_more_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::warn!(%error, now = limit.current, "cannot have more files open");
+    }
+}
+
+/// What HTTP listeners allow: at most a quarter of the open files that there can be are connections of one of them.
+pub fn http_limits() -> HttpLimits {
+    let limits = HttpLimits::default();
+    let files = getrlimit(Resource::Nofile).current.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+    HttpLimits { connections: limits.connections.min(files / 4), ..limits }
 }
 
 /// The node's budgets with what the command line names.
@@ -161,6 +179,7 @@ impl Front {
             nodes: std::iter::once(node.addr().to_string()).chain(join).collect(),
             follows: true,
             dialects: dialects.chosen(),
+            http_limits: http_limits(),
             ..BalancerConfig::new("127.0.0.1:0")
         };
         let ears = Ears::open(&config).await.map_err(|error| Trouble::Failed(error.to_string()))?;
@@ -200,6 +219,7 @@ pub async fn balancer(global: &Global, args: args::Balancer) -> Result<Ending, T
     let expect = args.expect.unwrap_or(if args.bootstrap && provisioner.can_start() { NODES } else { 0 });
     let config = BalancerConfig {
         http: args.http.clone(),
+        http_limits: http_limits(),
         dialects: args.dialects.chosen(),
         nodes: args.nodes.clone(),
         advertise: args.advertise.clone(),
@@ -265,6 +285,7 @@ pub async fn serve(global: &Global, args: args::Serve) -> Result<Ending, Trouble
         http: Some(as_member.http.clone()),
         causal: as_member.causal.clone(),
         http_node: Some(as_member.name.clone()),
+        http_limits: http_limits(),
         dialects: args.dialects.chosen(),
         nodes: std::iter::once(node.addr().to_string()).chain(args.join.iter().cloned()).collect(),
         advertise,

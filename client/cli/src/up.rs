@@ -7,7 +7,7 @@ use crate::local::{Found, Local, found_in};
 use crate::members::Told;
 use crate::outcome::{Ending, Trouble};
 use crate::output::Out;
-use crate::roles::{READY_TIME_MAX, Signals, bootstrap};
+use crate::roles::{READY_TIME_MAX, Signals, bootstrap, http_limits};
 use serde_json::json;
 use shkv_balancer::{Balancer, BalancerConfig};
 use shkv_proto::ClusterId;
@@ -83,6 +83,7 @@ async fn balance(
         http: Some(args.http.clone()),
         node_http: args.node_http.clone(),
         dialects: args.dialects.chosen(),
+        http_limits: http_limits(),
         nodes: told.iter().map(|told| told.addr.clone()).collect(),
         bootstrap: Some(bootstrap(&args.layout)),
         replace_after: args.healing.replace_after,
