@@ -6,6 +6,7 @@
     reason = "tests start processes, wait, and fail where they cannot go on"
 )]
 
+pub mod disk;
 pub mod http;
 pub mod judge;
 pub mod load;
