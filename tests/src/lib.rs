@@ -7,6 +7,7 @@
 )]
 
 pub mod disk;
+pub mod hostile;
 pub mod http;
 pub mod judge;
 pub mod load;

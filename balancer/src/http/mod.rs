@@ -128,6 +128,11 @@ fn router(front: Front, room: Arc<Semaphore>) -> Router {
     manners::around(routes.with_state(front), room)
 }
 
+/// All routes, for a listener that is not ours.
+pub(crate) fn service(front: Front) -> Router {
+    router(front, Arc::new(Semaphore::new(CONNECTIONS_MAX)))
+}
+
 /// `/add` is the database's if it names servers or shards, else the load balancer's.
 async fn add(State(front): State<Front>, ask: Ask, raw: Raw) -> Response {
     match raw.json::<Value>() {
