@@ -137,6 +137,18 @@ fn a_million_elements_inside_a_request_are_refused() {
     }
 }
 
+/// Small parts of a body take much more memory than they are long: a body of nothing else is refused before it is parsed.
+#[test]
+fn a_body_of_too_many_small_parts_is_refused_by_every_route() {
+    let objects = json::list(b"{\"a\":0}", 1_000_000);
+    for (method, path) in
+        [("PUT", "/set"), ("POST", "/v1/txn"), ("POST", "/write"), ("POST", "/add"), ("PUT", "/key-value-store/k")]
+    {
+        assert_eq!(http::to(method, path, objects.clone()), 413, "{method} {path}");
+    }
+    assert_eq!(http::to("PUT", "/v1/kv/default/raw", objects), 200, "a value may be anything");
+}
+
 /// The longest text that a body can hold, wherever a text may stand: it comes back in no error.
 #[test]
 fn a_text_as_long_as_a_body_comes_back_in_no_error() {

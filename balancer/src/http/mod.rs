@@ -45,6 +45,9 @@ const CONNECTIONS_MAX: usize = 4_096;
 /// Memory for bodies that have arrived or are arriving, in KiB; the next ones wait to be read.
 const BODIES_KIB_MAX: usize = 256 << 10;
 
+/// Memory for bodies when they are parsed, in KiB; the next ones wait, too.
+const PARSED_KIB_MAX: usize = 256 << 10;
+
 /// How the dialects answer where their clients differ.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Dialects {
@@ -89,6 +92,8 @@ pub(crate) struct Front {
     pub(crate) doors: Arc<doors::Doors>,
     /// Memory for bodies, in KiB.
     pub(crate) bodies: Arc<Semaphore>,
+    /// Memory for what they are parsed into, in KiB.
+    pub(crate) parsed: Arc<Semaphore>,
 }
 
 impl Front {
@@ -101,6 +106,7 @@ impl Front {
             pool: Arc::default(),
             doors: Arc::default(),
             bodies: Arc::new(Semaphore::new(BODIES_KIB_MAX)),
+            parsed: Arc::new(Semaphore::new(PARSED_KIB_MAX)),
         }
     }
 
