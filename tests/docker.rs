@@ -8,9 +8,13 @@
     reason = "a test starts, waits and kills, and fails where it cannot go on"
 )]
 
-use shkv_client::{Client, StatusDone};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use shkv_client::{Client, ClientConfig, StatusDone};
 use shkv_tests::load::Load;
+use shkv_tests::registers::Registers;
 use shkv_tests::{PATIENCE, Server, connect, is_whole, until_status};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -184,6 +188,77 @@ async fn a_killed_container_is_replaced_and_nothing_acknowledged_is_lost() {
     }
     let volumes = docker(&["volume", "ls", "--quiet", "--filter", &deployment.group()]).unwrap();
     assert_eq!(volumes.lines().count(), 3, "{volumes}");
+}
+
+/// What may happen to a container that runs a node.
+const FAULTS: [&str; 4] = ["killed", "frozen", "cut off", "stopped"];
+
+/// Does something to a container, and undoes it after a while.
+async fn container_fault(fault: &str, container: &str, network: &str, rng: &mut SmallRng) {
+    let pause = Duration::from_millis(rng.random_range(200..6_000));
+    let engine = |args: &[&str]| docker(args).unwrap_or_else(|error| panic!("{args:?}: {error}"));
+    match fault {
+        "killed" => {
+            engine(&["kill", container]);
+            tokio::time::sleep(pause / 2).await;
+            engine(&["start", container]);
+        }
+        "frozen" => {
+            engine(&["pause", container]);
+            tokio::time::sleep(pause).await;
+            engine(&["unpause", container]);
+        }
+        "cut off" => {
+            engine(&["network", "disconnect", network, container]);
+            tokio::time::sleep(pause).await;
+            // Compose knows a service by its name, which the engine forgets with the network.
+            let service = container.trim_end_matches("_1").trim_end_matches("-1");
+            let alias = service.rsplit(['_', '-']).next().unwrap_or(service);
+            engine(&["network", "connect", "--alias", alias, network, container]);
+        }
+        _ => {
+            engine(&["stop", "--time", "5", container]);
+            engine(&["start", container]);
+        }
+    }
+}
+
+/// The container of a service: Compose joins names by a dash or, in its first edition, by an underscore.
+fn container_of(deployment: &Deployment, service: &str) -> String {
+    let names = [format!("{}_{service}_1", deployment.name), format!("{}-{service}-1", deployment.name)];
+    names.into_iter().find(|name| docker(&["inspect", name]).is_ok()).expect("it was started")
+}
+
+/// Takes [`FAULT_SECS_DEFAULT`] seconds, or as many as `SHKV_FAULTS_SECS` says; `SHKV_FAULTS_SEED` chooses the faults.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_happens_to_containers_everything_that_was_told_is_true() {
+    const FAULT_SECS_DEFAULT: u64 = 30;
+    let Some(image) = image() else { return };
+    let setting = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let (secs, seed) = (setting("SHKV_FAULTS_SECS", FAULT_SECS_DEFAULT), setting("SHKV_FAULTS_SEED", 1));
+    let deployment = Deployment::new(image, "faults");
+    deployment.compose(&["up", "--detach"]);
+    let client = deployment.client().await;
+    until_status(&client, |status| is_whole(status, 3)).await;
+    let mut clients = vec![deployment.client().await];
+    let config = ClientConfig { through_balancer: true, ..ClientConfig::default() };
+    clients.push(Client::connect_with([deployment.addr()], config).await.unwrap());
+    let registers = Registers::start(&clients, 3, seed);
+    registers.progress(100).await;
+
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut done: BTreeMap<String, u32> = BTreeMap::new();
+    let end = Instant::now() + Duration::from_secs(secs);
+    while Instant::now() < end {
+        let fault = FAULTS[rng.random_range(0..FAULTS.len())];
+        let container = container_of(&deployment, ["server0", "server1", "server2"][rng.random_range(0..3)]);
+        container_fault(fault, &container, &deployment.name, &mut rng).await;
+        *done.entry(fault.to_owned()).or_default() += 1;
+        tokio::time::sleep(Duration::from_millis(rng.random_range(50..1_500))).await;
+    }
+    until_status(&client, |status| is_whole(status, 3)).await;
+    registers.progress(200).await;
+    registers.judge().await.tell(seed, &done, &[]);
 }
 
 #[test]

@@ -224,7 +224,7 @@ pub struct Balancer {
     cluster: Arc<Cluster>,
     addr: SocketAddr,
     http_addr: Option<SocketAddr>,
-    doors: Arc<http::doors::Doors>,
+    front: http::Front,
     kill: CancellationToken,
     _stop: DropGuard,
 }
@@ -305,7 +305,7 @@ impl Balancer {
             tasks.spawn(http::doors::keep(front.clone(), base, kill.clone()));
         }
         tracing::info!(cluster = %id, %addr, ?http_addr, "the balancer runs");
-        Ok(Self { cluster, addr, http_addr, doors: front.doors, kill, _stop: guard })
+        Ok(Self { cluster, addr, http_addr, front, kill, _stop: guard })
     }
 
     /// Where the native listener is.
@@ -323,7 +323,14 @@ impl Balancer {
     /// Where the HTTP listener of a node is, if it has one in this process.
     #[must_use]
     pub fn node_http_addr(&self, node: &str) -> Option<SocketAddr> {
-        self.doors.addr(node)
+        self.front.doors.addr(node)
+    }
+
+    /// The HTTP front end without a listener, for a program that serves it itself: the balancer's, or that of a node of this
+    /// name. Bounds on connections and on the time for a request's head are the program's own then.
+    #[must_use]
+    pub fn http_service(&self, node: Option<&str>) -> axum::Router {
+        http::service(node.map_or_else(|| self.front.clone(), |node| self.front.at(node)))
     }
 
     /// Waits until there is a map and every shard has a leader and a live majority.

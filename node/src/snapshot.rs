@@ -8,10 +8,10 @@ use crate::flusher::Job;
 use crate::machine::{LEDGER_BYTES_MAX, Ledger};
 use crate::owner::Mail;
 use crate::shared::Shared;
-use crate::store::{Base, ReplicaMeta};
+use crate::store::{Base, ReplicaMeta, is_row};
 use bytes::{Bytes, BytesMut};
 use shkv_proto::codec;
-use shkv_proto::limits::SNAPSHOT_CHUNK_BYTES;
+use shkv_proto::limits::{KEY_BYTES_MAX, SNAPSHOT_CHUNK_BYTES};
 use shkv_proto::message::{Failure, RaftMessage, RefusalCode, Role, SnapshotBegin, SnapshotChunk, SnapshotEnd};
 use shkv_proto::session::{self, Session, failure_of};
 use shkv_proto::{Frame, Header, Kind, NodeId, ShardId};
@@ -167,6 +167,10 @@ pub async fn take(
                 }
                 let (key, row) = (tail.split_to(key), tail.split_to(row));
                 if !key.is_empty() {
+                    // Refused here, because the flusher takes what it cannot store for a failure of the disk.
+                    if key.len() > KEY_BYTES_MAX || !is_row(&row) {
+                        return Err(Failure::refusal(RefusalCode::Malformed, "a chunk holds what is no row"));
+                    }
                     rows.push((key, row));
                 } else if incoming.ledger.len() + row.len() <= LEDGER_BYTES_MAX {
                     incoming.ledger.extend_from_slice(&row);

@@ -477,6 +477,12 @@ impl BaseRange {
     }
 }
 
+/// Whether these are the bytes of a stored row.
+#[must_use]
+pub fn is_row(stored: &[u8]) -> bool {
+    split_row(stored).is_ok()
+}
+
 fn split_row(stored: &[u8]) -> Result<(u64, &[u8]), StoreError> {
     match stored.split_first_chunk::<ROW_FIXED_BYTES>() {
         Some(([0, version @ ..], value)) => Ok((u64::from_le_bytes(*version), value)),

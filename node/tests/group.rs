@@ -11,12 +11,13 @@ use bytes::Bytes;
 use common::{CLUSTER, Group, KEYSPACE, PATIENCE, SHARD, everything, refusal, small, soon};
 use shkv_node::{Node, NodeConfig, Tuning};
 use shkv_proto::codec;
+use shkv_proto::limits::KEY_BYTES_MAX;
 use shkv_proto::link::{CallError, Link};
 use shkv_proto::map::Part;
 use shkv_proto::merge::Row;
 use shkv_proto::message::{
     Beat, Condition, Consistency, CountDone, CreateReplica, EntryHead, Failure, Hello, NodeStatus, RaftMessage,
-    RefusalCode, Role, Scan, SnapshotHead, TransferLeader, Write, WriteDone,
+    RefusalCode, Role, Scan, SnapshotBegin, SnapshotChunk, SnapshotHead, TransferLeader, Write, WriteDone,
 };
 use shkv_proto::{ClusterId, Frame, Header, KeyspaceId, Kind, NodeId, ReplicaId, ShardId};
 use std::time::Duration;
@@ -248,13 +249,9 @@ async fn rows_without_their_log_are_not_served() {
     assert!(error.contains("log is missing"), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn raft_messages_that_lie_stop_nobody() {
-    let group = Group::new(3, small()).await;
-    for n in 0..20 {
-        group.put(&format!("k{n}"), "v").await;
-    }
-    let honest = RaftMessage {
+/// A message as replica 2 sends it to replica 1.
+fn honest() -> RaftMessage {
+    RaftMessage {
         shard: SHARD,
         kind: 3,
         to: ReplicaId(1),
@@ -272,7 +269,16 @@ async fn raft_messages_that_lie_stop_nobody() {
         stamp: u64::MAX,
         entries: vec![],
         snapshot: None,
-    };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raft_messages_that_lie_stop_nobody() {
+    let group = Group::new(3, small()).await;
+    for n in 0..20 {
+        group.put(&format!("k{n}"), "v").await;
+    }
+    let honest = honest();
     let entry = |index, term| EntryHead { kind: 0, term, index, data_bytes: 0 };
     let covers = SnapshotHead {
         index: 999,
@@ -316,4 +322,43 @@ async fn raft_messages_that_lie_stop_nobody() {
         let failed = tokio::time::timeout(Duration::from_millis(1), node.failed()).await;
         assert!(failed.is_err(), "a node gave up: {failed:?}");
     }
+}
+
+/// The flusher takes what it cannot store for a failure of the disk, which ends a node: so it must never get it.
+#[tokio::test]
+async fn a_snapshot_with_what_is_no_row_is_refused_and_stops_nobody() {
+    let group = Group::new(3, small()).await;
+    group.put("k", "v").await;
+    let covers = SnapshotHead {
+        index: 999,
+        term: 1,
+        voters: [1, 2, 3].map(ReplicaId).to_vec(),
+        voters_outgoing: vec![],
+        learners: vec![],
+        learners_next: vec![],
+        auto_leave: false,
+    };
+    let message = RaftMessage { kind: 7, snapshot: Some(covers), ..honest() };
+    let begin = SnapshotBegin { message, revision: 1, keyspace: KEYSPACE, part: Part::everything(), homes: vec![] };
+    let addr = group.nodes[0].as_ref().unwrap().0.addr().to_string();
+    let link = Link::open(addr, Hello::ours(Some(CLUSTER), Role::Node(group.ids[1])), |_| Ok(()));
+    let (sound, empty) = ([0; 9], vec![]);
+    let rows: [(Vec<u8>, Vec<u8>); 4] = [
+        (b"key".to_vec(), vec![0; 8]),
+        (b"key".to_vec(), empty),
+        (b"key".to_vec(), [&[1], &sound[1..]].concat()),
+        (vec![b'k'; KEY_BYTES_MAX + 1], sound.to_vec()),
+    ];
+    for (key, row) in rows {
+        let header = |kind| Header { shard: SHARD, ..Header::new(kind) };
+        let head = codec::encode(&begin).unwrap();
+        let () = link.clone().ask(Frame::new(header(Kind::SnapshotBegin), head, vec![]), soon()).await.unwrap().0;
+        let chunk = SnapshotChunk { rows: vec![(key.len() as u32, row.len() as u32)] };
+        let frame = Frame::new(header(Kind::SnapshotChunk), codec::encode(&chunk).unwrap(), [key, row].concat());
+        let refused = link.clone().ask::<()>(frame, soon()).await.expect_err("it is no row");
+        assert_eq!(refusal(refused), RefusalCode::Malformed);
+    }
+    let failed = tokio::time::timeout(Duration::ZERO, group.nodes[0].as_ref().unwrap().0.failed()).await;
+    assert!(failed.is_err(), "the node gave up: {failed:?}");
+    assert_eq!(group.get("k").await.as_deref(), Some("v"));
 }

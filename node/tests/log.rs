@@ -5,6 +5,9 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use shkv_node::disk::{Disk, DiskFile};
+use shkv_node::log::format::{
+    ENTRY_FIXED_BYTES, Place, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader, record_bytes,
+};
 use shkv_node::log::recover::Recovered;
 use shkv_node::log::{Hard, Log, LogEntry, LogError, Mark, ShardWrite};
 use shkv_proto::{NodeId, ShardId};
@@ -361,6 +364,48 @@ fn a_torn_write_is_not_completed_by_what_an_earlier_one_has_left() {
     let (log, _) = open(&second).unwrap();
     log.append(&[write(1, 4, vec![entry(2, 4, 10)])]).unwrap();
     assert_eq!(open(&second).unwrap().1[&1].terms, [1, 4]);
+}
+
+/// A file that has become shorter was not torn by a crash: segments are as long as they will be before they are used.
+#[test]
+fn a_segment_that_is_cut_off_in_a_record_or_its_header_is_refused() {
+    let disk = TestDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    log.append(&[write(1, 1, vec![entry(1, 1, 8)])]).unwrap();
+    let [name] = &disk.names()[..] else { panic!("{:?}", disk.names()) };
+    // Header, record of the hard state, record of the entry without the zeroes that fill it up.
+    let end = SEGMENT_HEADER_BYTES as usize + record_bytes(24) + RECORD_HEADER_BYTES + ENTRY_FIXED_BYTES + 8;
+    for length in [end, end + 1, 1_000, 44] {
+        let cut = disk.after_crash(|| true);
+        cut.0.lock().unwrap().files[name].lock().unwrap().durable.truncate(length);
+        let error = open(&cut).err().expect("it is damaged");
+        assert!(matches!(&error, LogError::Corrupt(text) if text.contains("cut off")), "{length} bytes: {error}");
+    }
+}
+
+#[test]
+fn numbers_that_no_log_has_are_refused() {
+    let header = |segment, lsn| SegmentHeader { node: NODE, segment, lsn, opening: 0 }.encode();
+    let name = |segment: u64| format!("{segment:016x}.log");
+    let entry = |index| {
+        let mut bytes = header(1, 1);
+        let record = Record::Entry { index, term: 1, kind: 0, data: b"" };
+        record.encode(Place { segment: 1, lsn: 2, place: 0, ends_write: true }, ShardId(1), &mut bytes);
+        bytes
+    };
+    let files = [
+        (name(u64::MAX), header(u64::MAX, 1)),
+        (name(0), header(0, 1)),
+        (name(1), header(1, u64::MAX)),
+        (name(1), entry(u64::MAX)),
+    ];
+    for (name, mut bytes) in files {
+        bytes.resize(SEGMENT as usize, 0);
+        let disk = TestDisk::default();
+        let content = Content { durable: bytes, pending: vec![] };
+        disk.0.lock().unwrap().files.insert(name.clone(), Arc::new(Mutex::new(content)));
+        assert!(matches!(open(&disk), Err(LogError::Corrupt(_))), "{name}");
+    }
 }
 
 #[test]

@@ -240,6 +240,24 @@ proptest! {
     }
 }
 
+/// The files that the fuzz targets begin with, and those that showed something.
+#[test]
+fn the_corpus_of_frames_and_messages_is_decoded_or_refused() {
+    for (target, run) in [("frame", harness::frame as fn(&[u8])), ("message", harness::message)] {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus").join(target);
+        let files: Vec<_> = std::fs::read_dir(&folder).expect("it is kept here").collect();
+        assert!(!files.is_empty(), "{} is empty", folder.display());
+        for file in files {
+            let bytes = std::fs::read(file.expect("a file").path()).expect("it can be read");
+            run(&bytes);
+            harness::frame_put_right(&bytes);
+            if let Some((chosen, head)) = bytes.split_first() {
+                harness::DECODERS[usize::from(*chosen) % harness::DECODERS.len()](head);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_number_wider_than_its_field_is_refused() {
     for wide in [&[253, 1, 0, 0, 0, 0, 0, 0, 0][..], &[254; 17], &[255]] {

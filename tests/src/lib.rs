@@ -7,6 +7,8 @@
 )]
 
 pub mod curl;
+pub mod disk;
+pub mod hostile;
 pub mod http;
 pub mod judge;
 pub mod load;

@@ -70,8 +70,47 @@ pub struct Report {
     pub longest_gap: Duration,
     /// Sum of the times of half a second and more without one.
     pub unavailable: Duration,
+    /// From the first call to the last.
+    pub ran: Duration,
     /// Rows of which what was told cannot be true, with the judge's words.
     pub violations: Vec<String>,
+}
+
+impl Report {
+    /// The report as one object: what was done, the faults by kind, and how long nothing was acknowledged to anybody.
+    #[must_use]
+    pub fn json(&self, seed: u64, faults: &BTreeMap<String, u32>, left_out: &[String]) -> serde_json::Value {
+        serde_json::json!({
+            "seed": seed,
+            "secs": self.ran.as_secs_f64(),
+            "operations": self.operations,
+            "unknown": self.unknown,
+            "not_done": self.not_done,
+            "rows_judged": self.rows,
+            "violations": self.violations.len(),
+            "faults": faults,
+            "faults_total": faults.values().sum::<u32>(),
+            "faults_left_out": left_out,
+            "unavailable_ms": self.unavailable.as_millis() as u64,
+            "longest_gap_ms": self.longest_gap.as_millis() as u64,
+        })
+    }
+
+    /// Prints the report, once to be read and once, in the line behind, to be parsed; then fails if anything that was told
+    /// cannot be true.
+    pub fn tell(&self, seed: u64, faults: &BTreeMap<String, u32>, left_out: &[String]) {
+        let kinds: Vec<String> = faults.iter().map(|(fault, count)| format!("{count} {fault}")).collect();
+        println!("seed {seed}, {:.0?}: {} operations acknowledged on {} rows", self.ran, self.operations, self.rows);
+        println!("  {} of unknown outcome, {} told not to be done", self.unknown, self.not_done);
+        println!("  {} faults: {}", faults.values().sum::<u32>(), kinds.join(", "));
+        if !left_out.is_empty() {
+            println!("  left out, because this machine does not let us: {}", left_out.join(", "));
+        }
+        println!("  nothing acknowledged for {:.1?} in all, {:.1?} at the longest", self.unavailable, self.longest_gap);
+        println!("  {} violations", self.violations.len());
+        println!("{}", self.json(seed, faults, left_out));
+        assert!(self.violations.is_empty(), "seed {seed}:\n{}", self.violations.join("\n"));
+    }
 }
 
 impl Registers {
@@ -127,6 +166,7 @@ impl Registers {
             rows: done.rows.len(),
             longest_gap: done.longest_gap,
             unavailable: done.unavailable,
+            ran: self.shared.began.elapsed(),
             violations: violations.collect(),
         }
     }

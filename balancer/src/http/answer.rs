@@ -6,11 +6,24 @@ use axum::response::Response;
 use serde::Serialize;
 use serde_json::{Value, json};
 use shkv_proto::message::{Failure, RefusalCode};
+use std::borrow::Cow;
 
 /// The form of a JSON body.
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// Seconds after which to try again when the shard has no quorum: about an election.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
+
+/// Most bytes of an error's words: they may quote what was sent, and that may be as long as a body.
+const MESSAGE_BYTES_MAX: usize = 1 << 10;
+
+/// An error's words, cut where they become too long.
+pub(crate) fn in_short(message: &str) -> Cow<'_, str> {
+    if message.len() <= MESSAGE_BYTES_MAX {
+        return message.into();
+    }
+    let cut = message.floor_char_boundary(MESSAGE_BYTES_MAX);
+    format!("{} …", &message[..cut]).into()
+}
 
 /// The form that errors of a route have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +56,7 @@ impl Envelope {
 
     /// The body of an error.
     pub(crate) fn body(self, code: &str, message: &str) -> Value {
+        let message = in_short(message);
         match self {
             Self::Own => json!({"error": {"code": code, "message": message}}),
             Self::Status => json!({"message": message, "status": "failure"}),
@@ -152,6 +166,15 @@ mod tests {
         ];
         for (path, envelope) in cases {
             assert_eq!(Envelope::of(path), envelope, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_short_however_long_what_it_quotes() {
+        assert_eq!(in_short("short"), "short");
+        for letter in ["a", "é", "€", "😀"] {
+            let text = in_short(&letter.repeat(MESSAGE_BYTES_MAX)).into_owned();
+            assert!(text.len() < MESSAGE_BYTES_MAX + 8 && text.starts_with(letter), "{text}");
         }
     }
 

@@ -23,6 +23,19 @@ use tokio::time::Instant;
 
 /// Longest body of a request: the longest value.
 pub(crate) const BODY_BYTES_MAX: usize = VALUE_BYTES_MAX;
+/// Most memory that one body may take when it is parsed.
+const PARSED_BYTES_MAX: usize = 192 << 20;
+const _: () = assert!(PARSED_BYTES_MAX <= crate::http::PARSED_KIB_MAX << 10);
+/// Where bodies are taken as they are.
+const RAW_PATHS: &str = "/v1/kv/";
+/// What a parsed value takes beside its bytes: a node of a tree for an object, room for four elements for a list, the place of
+/// a field in a tree and of an element in a list that may be twice as long as it needs and is being moved, and half of the
+/// least that an allocator gives for a text, which has two quotes.
+const OBJECT_BYTES: usize = 640;
+const LIST_BYTES: usize = 128;
+const FIELD_BYTES: usize = 144;
+const ELEMENT_BYTES: usize = 96;
+const TEXT_BYTES: usize = 16;
 /// How long a request waits that names no deadline.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 /// How fresh a read must be: `linearizable`, `causal` or `eventual`.
@@ -39,7 +52,14 @@ const TOKEN_SHARDS_MAX: usize = 10_000;
 pub(crate) struct Raw {
     /// The bytes.
     pub(crate) bytes: Bytes,
-    _room: OwnedSemaphorePermit,
+    room: Room,
+}
+
+/// A share of the memory for bodies: for the bytes, and for what they become as JSON.
+#[derive(Debug)]
+pub(crate) struct Room {
+    _bytes: OwnedSemaphorePermit,
+    _parsed: OwnedSemaphorePermit,
 }
 
 impl FromRequest<Front> for Raw {
@@ -57,20 +77,53 @@ impl FromRequest<Front> for Raw {
             return Err(too_large());
         }
         let kib = announced.unwrap_or(BODY_BYTES_MAX).div_ceil(1024) as u32;
+        let is_json = !request.uri().path().starts_with(RAW_PATHS);
+        let stopping = || envelope.problem(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
         let reading = async {
-            let room = front.bodies.clone().acquire_many_owned(kib.max(1)).await;
-            (to_bytes(request.into_body(), BODY_BYTES_MAX).await, room)
-        };
-        match tokio::time::timeout(front.limits.body, reading).await {
-            Ok((Ok(bytes), Ok(room))) => Ok(Self { bytes, _room: room }),
-            Ok((Err(error), _)) if announced.is_none() && is_length(&error) => Err(too_large()),
-            Ok((Err(error), _)) => {
-                Err(envelope.problem(StatusCode::BAD_REQUEST, &format!("the body does not arrive whole: {error}")))
+            let room = front.bodies.clone().acquire_many_owned(kib.max(1)).await.map_err(|_| stopping())?;
+            let bytes = match to_bytes(request.into_body(), BODY_BYTES_MAX).await {
+                Ok(bytes) => bytes,
+                Err(error) if announced.is_none() && is_length(&error) => return Err(too_large()),
+                Err(error) => {
+                    let text = format!("the body does not arrive whole: {error}");
+                    return Err(envelope.problem(StatusCode::BAD_REQUEST, &text));
+                }
+            };
+            let parsed = if is_json { parsed_bytes(&bytes) } else { 0 };
+            if parsed > PARSED_BYTES_MAX {
+                let text = "the body has too many parts: send it in several requests";
+                return Err(envelope.problem(StatusCode::PAYLOAD_TOO_LARGE, text));
             }
-            Ok((_, Err(_))) => Err(envelope.problem(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping")),
-            Err(_) => Err(envelope.problem(StatusCode::REQUEST_TIMEOUT, "the body takes too long to arrive")),
+            // Whoever has room for the parsed body waits for none for bytes, so that nobody waits in a circle.
+            let kib = parsed.div_ceil(1024) as u32;
+            let parsed = front.parsed.clone().acquire_many_owned(kib).await.map_err(|_| stopping())?;
+            Ok(Self { bytes, room: Room { _bytes: room, _parsed: parsed } })
+        };
+        let late = |_| envelope.problem(StatusCode::REQUEST_TIMEOUT, "the body takes too long to arrive");
+        tokio::time::timeout(front.limits.body, reading).await.map_err(late)?
+    }
+}
+
+/// The memory that a body takes at most when it is parsed as any JSON: its parts are small, and what holds them is not.
+fn parsed_bytes(body: &[u8]) -> usize {
+    let (mut bytes, mut in_text, mut escaped) = (body.len(), false, false);
+    for byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_text,
+            b'"' => {
+                in_text = !in_text;
+                bytes += TEXT_BYTES;
+            }
+            _ if in_text => {}
+            b'{' => bytes += OBJECT_BYTES,
+            b'[' => bytes += LIST_BYTES,
+            b':' => bytes += FIELD_BYTES,
+            b',' => bytes += ELEMENT_BYTES,
+            _ => {}
         }
     }
+    bytes
 }
 
 /// Whether a body was given up because it is longer than it may be.
@@ -91,9 +144,9 @@ impl Raw {
     }
 }
 
-/// The body of a request in JSON, whatever its Content-Type says.
+/// The body of a request in JSON, whatever its Content-Type says, and its share of the memory, which is held as long as it.
 #[derive(Debug)]
-pub(crate) struct Read<T>(pub(crate) T);
+pub(crate) struct Read<T>(pub(crate) T, pub(crate) Room);
 
 impl<T: DeserializeOwned> FromRequest<Front> for Read<T> {
     type Rejection = Response;
@@ -101,7 +154,10 @@ impl<T: DeserializeOwned> FromRequest<Front> for Read<T> {
     async fn from_request(request: Request, front: &Front) -> Result<Self, Response> {
         let envelope = Envelope::of(request.uri().path());
         let raw = Raw::from_request(request, front).await?;
-        raw.json().map(Self).map_err(|text| envelope.problem(StatusCode::BAD_REQUEST, &text))
+        match raw.json() {
+            Ok(body) => Ok(Self(body, raw.room)),
+            Err(text) => Err(envelope.problem(StatusCode::BAD_REQUEST, &text)),
+        }
     }
 }
 
@@ -255,6 +311,19 @@ mod tests {
         for bad in ["%", "%4", "%zz", "a%2"] {
             assert!(percent_decoded(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn parts_are_counted_and_what_stands_in_a_text_is_not() {
+        assert_eq!(parsed_bytes(b"7"), 1);
+        assert_eq!(parsed_bytes(br#""{[,:\"{[\\""#), 12 + 2 * TEXT_BYTES);
+        assert_eq!(
+            parsed_bytes(br#"{"a":[1,2]}"#),
+            11 + OBJECT_BYTES + 2 * TEXT_BYTES + FIELD_BYTES + LIST_BYTES + ELEMENT_BYTES
+        );
+        let value = size_of::<serde_json::Value>();
+        assert!(LIST_BYTES >= 4 * value && ELEMENT_BYTES >= 3 * value, "{value} bytes");
+        assert!(OBJECT_BYTES >= 11 * (value + size_of::<String>()), "a node of the tree has room for eleven");
     }
 
     #[test]

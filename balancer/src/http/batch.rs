@@ -158,7 +158,7 @@ fn known_keyspace(store: &Store) -> Result<Option<KeyspaceId>, Failure> {
 
 // ---------------------------------------------------------------------------------------------- set
 
-async fn set(State(front): State<Front>, ask: Ask, Read(body): Read<Value>) -> Response {
+async fn set(State(front): State<Front>, ask: Ask, Read(body, _room): Read<Value>) -> Response {
     let pairs: Vec<Pair> = match elements(body) {
         Ok(pairs) => pairs,
         Err(text) => return bad_request(&text),
@@ -245,7 +245,7 @@ fn asked(body: Value) -> Result<Vec<Item>, String> {
     Ok(elements::<Asked>(body)?.into_iter().map(Asked::item).collect())
 }
 
-async fn fetch(State(front): State<Front>, ask: Ask, Read(body): Read<Value>) -> Response {
+async fn fetch(State(front): State<Front>, ask: Ask, Read(body, _room): Read<Value>) -> Response {
     let items = match asked(body) {
         Ok(items) => items,
         Err(text) => return bad_request(&text),
@@ -265,7 +265,7 @@ async fn fetch(State(front): State<Front>, ask: Ask, Read(body): Read<Value>) ->
     }
 }
 
-async fn query(State(front): State<Front>, ask: Ask, Read(body): Read<Value>) -> Response {
+async fn query(State(front): State<Front>, ask: Ask, Read(body, _room): Read<Value>) -> Response {
     let items = match asked(body) {
         Ok(items) => items,
         Err(text) => return bad_request(&text),

@@ -6,7 +6,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: compares a deadline with the time")]
 
-use crate::http::answer::{json_answer, status_of};
+use crate::http::answer::{in_short, json_answer, status_of};
 use crate::http::asked::{Raw, percent_decoded};
 use crate::http::members::{self, Members};
 use crate::http::store::{Ask, Store};
@@ -55,7 +55,7 @@ struct Refused(StatusCode, Value);
 
 impl Refused {
     fn new(status: StatusCode, error: &str, method: &str) -> Self {
-        Self(status, json!({"error": error, "message": format!("Error in {method}")}))
+        Self(status, json!({"error": in_short(error), "message": format!("Error in {method}")}))
     }
 
     fn failed(failure: &Failure, method: &str) -> Self {

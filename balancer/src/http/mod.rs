@@ -45,6 +45,9 @@ use tokio::sync::Semaphore;
 /// Memory for bodies that have arrived or are arriving, in KiB; the next ones wait to be read.
 const BODIES_KIB_MAX: usize = 256 << 10;
 
+/// Memory for bodies when they are parsed, in KiB; the next ones wait, too.
+const PARSED_KIB_MAX: usize = 256 << 10;
+
 /// How the dialects answer where their clients differ.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Dialects {
@@ -108,6 +111,8 @@ pub(crate) struct Front {
     pub(crate) doors: Arc<doors::Doors>,
     /// Memory for bodies, in KiB.
     pub(crate) bodies: Arc<Semaphore>,
+    /// Memory for what they are parsed into, in KiB.
+    pub(crate) parsed: Arc<Semaphore>,
 }
 
 impl Front {
@@ -121,6 +126,7 @@ impl Front {
             pool: Arc::default(),
             doors: Arc::default(),
             bodies: Arc::new(Semaphore::new(BODIES_KIB_MAX)),
+            parsed: Arc::new(Semaphore::new(PARSED_KIB_MAX)),
         }
     }
 
@@ -147,6 +153,12 @@ fn router(front: Front, room: Arc<Semaphore>) -> Router {
         .route("/rm", delete(remove).post(remove))
         .fallback(unknown);
     manners::around(routes.with_state(front), Room { room, most })
+}
+
+/// All routes, for a listener that is not ours.
+pub(crate) fn service(front: Front) -> Router {
+    let room = Arc::new(Semaphore::new(front.limits.connections));
+    router(front, room)
 }
 
 /// `/add` is the database's if it names servers or shards, else the load balancer's.

@@ -100,7 +100,7 @@ fn bytes(name: &str, text: Option<String>, b64: Option<String>) -> Result<Option
     }
 }
 
-async fn transact(State(front): State<Front>, ask: Ask, Read(txn): Read<Txn>) -> Response {
+async fn transact(State(front): State<Front>, ask: Ask, Read(txn, _room): Read<Txn>) -> Response {
     let bad = |text: &str| Envelope::Own.problem(StatusCode::BAD_REQUEST, text);
     if txn.ops.is_empty() || txn.ops.len() > BATCH_OPS_MAX {
         return bad(&format!("a transaction has from 1 to {BATCH_OPS_MAX} operations, not {}", txn.ops.len()));

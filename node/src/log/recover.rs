@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+/// No segment, record or entry has a number beyond: what says so is damaged, however sound its check is.
+const NUMBER_MAX: u64 = 1 << 62;
+
 /// What the log had of a shard.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Recovered {
@@ -35,6 +38,9 @@ impl Log {
         let mut spares = Vec::new();
         for name in disk.list().map_err(io_error("list"))? {
             if let Some(id) = name.strip_suffix(".log").and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
+                if !(1..=NUMBER_MAX).contains(&id) {
+                    return Err(LogError::Corrupt(format!("no segment has the number that {name} says")));
+                }
                 ids.push(id);
             } else if name.starts_with("spare-") {
                 let file = disk.open(&name).map_err(io_error("open of a spare segment"))?;
@@ -126,6 +132,12 @@ impl Replay {
         if header.node != self.node {
             return Err(corrupt(format!("it belongs to node {}, this is node {}", header.node, self.node)));
         }
+        if bytes.len() < SEGMENT_HEADER_BYTES as usize {
+            return Err(corrupt("it is cut off in its header".into()));
+        }
+        if header.lsn > NUMBER_MAX {
+            return Err(corrupt(format!("no record has the number {}", header.lsn)));
+        }
         if self.expected.is_some_and(|expected| expected != header.lsn) {
             let expected = self.expected.unwrap_or_default();
             return Err(corrupt(format!("records {expected} to {} before it are missing", header.lsn)));
@@ -141,6 +153,9 @@ impl Replay {
             let Some(placed) = placed.filter(|placed| placed.lsn == next_lsn && placed.write_lsn == write_lsn) else {
                 break;
             };
+            if placed.bytes > bytes.len() - next {
+                return Err(corrupt(format!("it is cut off in record {next_lsn}")));
+            }
             let ends_write = placed.ends_write;
             let start = next;
             next += placed.bytes;
@@ -167,6 +182,11 @@ impl Replay {
     }
 
     fn record(&mut self, segment: u64, start: usize, placed: &Placed<'_>) -> Result<(), String> {
+        if let Record::Entry { index, .. } | Record::Base { index, .. } | Record::Reset { index, .. } = placed.record
+            && index > NUMBER_MAX
+        {
+            return Err(format!("shard {}: no entry has the number {index}", placed.shard));
+        }
         let shard = self.shards.entry(placed.shard.0).or_default();
         match placed.record {
             Record::Entry { index, term, data, .. } => {
