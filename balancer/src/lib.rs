@@ -300,7 +300,7 @@ impl Balancer {
             tasks.spawn(http::doors::keep(front.clone(), base, kill.clone()));
         }
         tracing::info!(cluster = %id, %addr, ?http_addr, "the balancer runs");
-        Ok(Self { cluster, addr, http_addr, doors: front.doors, kill, _stop: guard })
+        Ok(Self { cluster, addr, http_addr, doors: front.doors.clone(), kill, _stop: guard })
     }
 
     /// Where the native listener is.

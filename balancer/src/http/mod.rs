@@ -7,6 +7,7 @@ mod answer;
 mod asked;
 mod batch;
 mod catalog;
+mod catalog_reads;
 mod causal;
 mod database;
 mod described;
@@ -34,8 +35,11 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::Response;
 use axum::routing::{delete, post};
+use catalog_reads::CatalogReads;
 pub(crate) use listen::serve;
+use manners::Manners;
 use serde_json::Value;
+use std::ops::Deref;
 use std::sync::Arc;
 use store::{Ask, Store};
 use tokio::sync::Semaphore;
@@ -74,11 +78,25 @@ pub enum SetShape {
     Array,
 }
 
-/// What every handler has at hand.
+/// What every handler has at hand. A clone is one count: every request makes several.
 #[derive(Clone, Debug)]
-pub(crate) struct Front {
+pub(crate) struct Front(Arc<Parts>);
+
+impl Deref for Front {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What a [`Front`] consists of.
+#[derive(Clone, Debug)]
+pub(crate) struct Parts {
     /// The rows.
     pub(crate) store: Store,
+    /// The database's catalog.
+    pub(crate) catalogs: Arc<CatalogReads>,
     /// The name of the node whose listener this is; `None` at the balancer's.
     pub(crate) this: Option<Arc<str>>,
     /// How the dialects answer.
@@ -94,24 +112,25 @@ pub(crate) struct Front {
 impl Front {
     /// The front end of a cluster, at the balancer.
     pub(crate) fn new(cluster: Arc<Cluster>, dialects: Dialects) -> Self {
-        Self {
+        Self(Arc::new(Parts {
             store: Store::new(cluster),
+            catalogs: Arc::default(),
             this: None,
             dialects,
             pool: Arc::default(),
             doors: Arc::default(),
             bodies: Arc::new(Semaphore::new(BODIES_KIB_MAX)),
-        }
+        }))
     }
 
     /// The same as a node.
     pub(crate) fn at(&self, node: &str) -> Self {
-        Self { this: Some(node.into()), ..self.clone() }
+        Self(Arc::new(Parts { this: Some(node.into()), ..Parts::clone(self) }))
     }
 }
 
 /// All routes with all manners. `room` are the places for connections of the listener.
-fn router(front: Front, room: Arc<Semaphore>) -> Router {
+fn router(front: Front, room: Arc<Semaphore>) -> Manners {
     let routes = Router::new()
         .merge(health::routes())
         .merge(own::routes())
@@ -125,7 +144,7 @@ fn router(front: Front, room: Arc<Semaphore>) -> Router {
         .route("/add", post(add).get(nodes::add_by_get))
         .route("/rm", delete(remove).post(remove))
         .fallback(unknown);
-    manners::around(routes.with_state(front), room)
+    Manners::around(routes.with_state(front), room)
 }
 
 /// `/add` is the database's if it names servers or shards, else the load balancer's.
