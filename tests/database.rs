@@ -310,6 +310,61 @@ async fn servers_and_shards_come_and_go_and_no_row_is_lost() {
     assert_eq!(http.json("POST", "/read", &all).await.expect(200)["data"], json!([]));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_balancer_configures_holds_at_once_for_what_another_is_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = cluster(folder.path(), &[]);
+    let args = ["balancer", "--nodes", &cluster.addr(), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let other = Server::start(Path::new(env!("CARGO_BIN_EXE_shkv")), &args);
+    let at_other = other.told()["http"].as_str().unwrap().to_owned();
+    let (mut one, mut two) = (Http::new(cluster.http()), Http::new(at_other.as_str()));
+    let marks = |round: u64| format!("Marks{}", round / 2); // every other time the schema stays
+    let row = |id: u64, round: u64| json!({"Stud_id": id, "Stud_name": format!("round {round}"), marks(round): 1});
+    let init = |round: u64| {
+        let mut body = init();
+        body["schema"]["columns"][2] = marks(round).into();
+        body
+    };
+    one.json("POST", "/init", &init(0)).await.expect(200);
+
+    // Others ask all the time, so that whatever is shared or remembered between requests is.
+    let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(100)));
+    let mut others = Vec::new();
+    for _ in 0..6 {
+        let (stop, next, mut http) = (stop.clone(), next.clone(), Http::new(at_other.as_str()));
+        others.push(tokio::spawn(async move {
+            let mut told = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                let id = next.fetch_add(1, Ordering::Relaxed) % 3_900 + 100; // none of those below
+                let body = json!({"data": [{"Stud_id": id, "Stud_name": "x", "Marks0": 1}]});
+                let answer = http.json("POST", "/write", &body).await;
+                assert!([200, 400, 409, 500, 503].contains(&answer.status), "{answer:?}"); // as it is configured just then
+                told += u64::from(answer.status == 200);
+            }
+            told
+        }));
+    }
+    for round in 1..8 {
+        one.json("POST", "/init", &init(round)).await.expect(200);
+        let ids = [round, 5000 + round, 9000 + round];
+        for id in ids {
+            two.json("POST", "/write", &json!({"data": [row(id, round)]})).await.expect(200);
+            let read = one.json("POST", "/read", &json!({"Stud_id": {"low": id, "high": id}})).await.expect(200);
+            assert_eq!(read["data"], json!([row(id, round)]), "round {round}: it was acknowledged");
+        }
+        one.json("PUT", "/update", &json!({"Stud_id": round, "data": row(round, 400)})).await.expect(400);
+        two.json("DELETE", "/del", &json!({"Stud_id": round})).await.expect(200);
+        let status = two.get("/status").await.expect(200);
+        assert_eq!(status["schema"]["columns"][2], marks(round), "round {round}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut told = 0;
+    for other in others {
+        told += other.await.unwrap();
+    }
+    assert!(told > 0, "the others have written");
+}
+
 // ---------------------------------------------------------------------------------------------- a server's own listener
 
 /// Everything that a storage server answers at a listener of its own, for shards that no `/init` has made; with it the

@@ -101,9 +101,14 @@ impl Cluster {
         self.routes.read().clone()
     }
 
+    /// The same for a short look, which a copy would cost more than. Nothing may be waited for in it.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Routes) -> T) -> T {
+        look(&self.routes.read())
+    }
+
     /// Whether a map has been read.
     pub(crate) fn has_map(&self) -> bool {
-        self.routes().map().epoch != Epoch::NONE
+        self.look(|routes| routes.map().epoch != Epoch::NONE)
     }
 
     /// What the system shard was last read to hold.

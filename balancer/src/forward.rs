@@ -166,11 +166,10 @@ where
 ///
 /// # Errors
 /// The failure to tell whoever asked.
-pub(crate) async fn carry(cluster: &Arc<Cluster>, request: Request) -> Result<Frame, Failure> {
+pub(crate) async fn carry(cluster: &Arc<Cluster>, routes: &Routes, request: Request) -> Result<Frame, Failure> {
     let (sender, receiver) = oneshot::channel();
-    let routes = cluster.routes();
     let write = request.write;
-    start(cluster, &routes, request, move |result| drop(sender.send(result)));
+    start(cluster, routes, request, move |result| drop(sender.send(result)));
     receiver.await.unwrap_or_else(|_| Err(stopped(write)))
 }
 

@@ -26,7 +26,7 @@ mod system;
 use crate::cluster::{Cluster, Setup};
 use crate::health::DOWN_AFTER;
 pub use crate::http::members::CausalMember;
-pub use crate::http::{Dialects, HttpLimits, KvsDialect, SetShape};
+pub use crate::http::{Dialects, HttpLimits, HttpService, KvsDialect, SetShape};
 use crate::provision::{NoProvisioner, Provisioner};
 use rand::RngExt;
 use shkv_proto::world::net::{self, TcpListener};
@@ -329,7 +329,7 @@ impl Balancer {
     /// The HTTP front end without a listener, for a program that serves it itself: the balancer's, or that of a node of this
     /// name. Bounds on connections and on the time for a request's head are the program's own then.
     #[must_use]
-    pub fn http_service(&self, node: Option<&str>) -> axum::Router {
+    pub fn http_service(&self, node: Option<&str>) -> HttpService {
         http::service(node.map_or_else(|| self.front.clone(), |node| self.front.at(node)))
     }
 

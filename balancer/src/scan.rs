@@ -140,7 +140,7 @@ async fn feed(
         for &at in some {
             let request = request(whole, &rests[at], shards[at])?;
             let cluster = cluster.clone();
-            fetches.spawn(async move { (at, forward::carry(&cluster, request).await) });
+            fetches.spawn(async move { (at, forward::carry(&cluster, &cluster.routes(), request).await) });
         }
         while let Some(fetched) = fetches.join_next().await {
             let (at, answer) = fetched.map_err(|error| busy(error.to_string()))?;
@@ -177,7 +177,7 @@ async fn count_shard(cluster: &Arc<Cluster>, whole: &Whole, shard: ShardId) -> R
     let mut rest = whole.scan.clone();
     let mut rows = 0;
     loop {
-        let answer = forward::carry(cluster, request(whole, &rest, shard)?).await?;
+        let answer = forward::carry(cluster, &cluster.routes(), request(whole, &rest, shard)?).await?;
         let counted: CountDone =
             codec::decode(&answer.head).map_err(|error| busy(format!("a count that cannot be read: {error}")))?;
         rows += counted.rows;

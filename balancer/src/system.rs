@@ -207,7 +207,7 @@ async fn ask(cluster: &Arc<Cluster>, kind: Kind, head: Vec<u8>, tail: Vec<u8>) -
         deadline: Instant::now() + SYSTEM_TIME_MAX,
         lane: 0,
     };
-    forward::carry(cluster, request).await
+    forward::carry(cluster, &cluster.routes(), request).await
 }
 
 /// Makes replicas; those that are there already stay as they are. Those that stand for election come last: they would

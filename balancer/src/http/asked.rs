@@ -248,7 +248,17 @@ impl FromRequestParts<Front> for Ask {
 
     async fn from_request_parts(parts: &mut Parts, _: &Front) -> Result<Self, Response> {
         let envelope = Envelope::of(parts.uri.path());
-        ask_of(&parts.headers).map_err(|text| envelope.problem(StatusCode::BAD_REQUEST, &text))
+        Self::in_headers(&parts.headers).map_err(|text| envelope.problem(StatusCode::BAD_REQUEST, &text))
+    }
+}
+
+impl Ask {
+    /// What the header lines ask for, beginning now.
+    ///
+    /// # Errors
+    /// In words, which of them cannot be.
+    pub(crate) fn in_headers(headers: &HeaderMap) -> Result<Self, String> {
+        ask_of(headers)
     }
 }
 
@@ -297,7 +307,12 @@ fn token_of(text: &str) -> Result<BTreeMap<ShardId, u64>, String> {
 
 /// A token as it is told.
 pub(crate) fn token_text(seen: &BTreeMap<ShardId, u64>) -> String {
-    seen.iter().map(|(shard, revision)| format!("{}:{revision}", shard.0)).collect::<Vec<_>>().join(",")
+    seen.iter().map(|(shard, revision)| token_part(*shard, *revision)).collect::<Vec<_>>().join(",")
+}
+
+/// What a token tells of one shard.
+pub(crate) fn token_part(shard: ShardId, revision: u64) -> String {
+    format!("{}:{revision}", shard.0)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: a newer map is waited for only so long")]
 
-use crate::http::store::{Ask, Store};
+use crate::http::store::{Ask, Found, Store};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -83,6 +83,14 @@ pub(crate) async fn write(store: &Store, catalog: &Catalog, version: Option<u64>
     write_row(store, DATABASE, catalog, version, ask).await
 }
 
+/// The catalog's row, if there is one.
+///
+/// # Errors
+/// [`Failure`].
+pub(crate) async fn find(store: &Store, ask: &Ask) -> Result<Option<Found>, Failure> {
+    find_row(store, DATABASE, ask).await
+}
+
 /// Reads a row of the catalog's keyspace.
 ///
 /// # Errors
@@ -92,17 +100,27 @@ pub(crate) async fn read_row<T: DeserializeOwned + Default>(
     key: &[u8],
     ask: &Ask,
 ) -> Result<(T, Option<u64>), Failure> {
+    match find_row(store, key, ask).await? {
+        None => Ok((T::default(), None)),
+        Some(found) => Ok((parsed(&found)?, Some(found.version))),
+    }
+}
+
+async fn find_row(store: &Store, key: &[u8], ask: &Ask) -> Result<Option<Found>, Failure> {
     let keyspace = match store.keyspace(KEYSPACE) {
         Ok(keyspace) => keyspace,
         Err(_) => store.ensure_hashed(KEYSPACE, 1, REPLICAS).await?,
     };
-    match store.get(keyspace, key, ask).await?.row {
-        None => Ok((T::default(), None)),
-        Some(found) => match serde_json::from_slice(&found.value) {
-            Ok(row) => Ok((row, Some(found.version))),
-            Err(error) => Err(Failure::refusal(RefusalCode::Conflict, format!("the catalog cannot be read: {error}"))),
-        },
-    }
+    Ok(store.get(keyspace, key, ask).await?.row)
+}
+
+/// What a row of the catalog's keyspace says.
+///
+/// # Errors
+/// That it cannot be read.
+pub(crate) fn parsed<T: DeserializeOwned>(found: &Found) -> Result<T, Failure> {
+    serde_json::from_slice(&found.value)
+        .map_err(|error| Failure::refusal(RefusalCode::Conflict, format!("the catalog cannot be read: {error}")))
 }
 
 /// Writes a row of the catalog's keyspace if it has still this version.
@@ -130,7 +148,7 @@ pub(crate) async fn write_row<T: Serialize>(
 pub(crate) async fn keyspace(store: &Store, name: &str, ask: &Ask) -> Result<KeyspaceId, Failure> {
     let until = ask.deadline.min(Instant::now() + MAP_TIME_MAX);
     loop {
-        let epoch = store.routes().map().epoch;
+        let epoch = store.cluster().look(|routes| routes.map().epoch);
         match store.keyspace(name) {
             Err(Failure::Refusal { code: RefusalCode::UnknownKeyspace, .. }) if Instant::now() < until => {
                 store.cluster().newer_map(epoch, until).await;

@@ -21,6 +21,7 @@ use shkv_proto::limits::BATCH_OPS_MAX;
 use shkv_proto::message::{Condition, Consistency, Failure, RefusalCode, Scan};
 use shkv_proto::rows::{self, ID_MAX, Row, RowWrite, RowsError, Schema};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tokio::task::JoinSet;
 
 /// How often a request is begun anew because the database was configured anew meanwhile.
@@ -117,14 +118,23 @@ pub(crate) fn schema_of(catalog: &Catalog) -> Result<&Schema, Trouble> {
     catalog.schema.as_ref().ok_or_else(|| Trouble::bad("<Error> no database is configured: POST /init first"))
 }
 
-/// Does something with the catalog, again if the database was configured anew in between.
-async fn over_catalog<'a, F>(store: &'a Store, ask: &'a Ask, work: impl Fn(Catalog) -> F) -> Response
+/// Does something with the catalog and the body, again if the database was configured anew in between.
+async fn over_catalog<'a, F>(
+    front: &'a Front,
+    ask: &'a Ask,
+    raw: &'a Raw,
+    work: impl Fn(Arc<Catalog>, Value) -> F,
+) -> Response
 where
     F: Future<Output = Answered>,
 {
     for tries in 1.. {
-        let done = match catalog::read(store, ask).await {
-            Ok((catalog, _)) => work(catalog).await,
+        let body = match body_of(raw) {
+            Ok(body) => body,
+            Err(trouble) => return trouble.answer(),
+        };
+        let done = match front.catalogs.read(&front.store, ask).await {
+            Ok(catalog) => work(catalog, body).await,
             Err(failure) => Err(failure.into()),
         };
         match done {
@@ -270,7 +280,7 @@ pub(crate) async fn range(
     }
 }
 
-fn op_of(write: &RowWrite) -> Op {
+fn op_of(write: RowWrite) -> Op {
     let key = Bytes::copy_from_slice(&write.key);
     let condition = match write.condition {
         Condition::Absent => If::Absent,
@@ -278,8 +288,8 @@ fn op_of(write: &RowWrite) -> Op {
         Condition::Version(version) => If::Version(version),
         Condition::Always | Condition::Value(_) => If::Always,
     };
-    match &write.value {
-        Some(value) => Op::Put { key, value: Bytes::from(value.clone()), condition },
+    match write.value {
+        Some(value) => Op::Put { key, value: Bytes::from(value), condition },
         None => Op::Delete { key, condition },
     }
 }
@@ -289,18 +299,18 @@ pub(crate) async fn insert(
     store: &Store,
     keyspace: &str,
     schema: &Schema,
-    writes: &[RowWrite],
+    writes: Vec<RowWrite>,
     ask: &Ask,
 ) -> Result<(), Trouble> {
     if writes.is_empty() {
         return Ok(());
     }
     let keyspace = catalog::keyspace(store, keyspace, ask).await?;
-    let ops: Vec<Op> = writes.iter().map(op_of).collect();
+    let ops: Vec<Op> = writes.into_iter().map(op_of).collect();
     match store.batch(keyspace, &ops, ask).await {
         Ok(_) => Ok(()),
         Err(Failure::Condition { operation, .. }) => {
-            let id = writes.get(operation as usize).and_then(|write| rows::id_of(&write.key)).unwrap_or_default();
+            let id = ops.get(operation as usize).and_then(|op| rows::id_of(op.key())).unwrap_or_default();
             let text = format!("<Error> {} {id} exists already; nothing was written", schema.key());
             Err(Trouble::Said(StatusCode::CONFLICT, text))
         }
@@ -383,17 +393,13 @@ fn database(catalog: &Catalog) -> Result<(&str, &Schema), Trouble> {
 }
 
 async fn read(State(front): State<Front>, ask: Ask, raw: Raw) -> Response {
-    let body = match body_of(&raw) {
-        Ok(body) => body,
-        Err(trouble) => return trouble.answer(),
-    };
-    let (body, front, ask) = (&body, &front, &ask);
-    Box::pin(over_catalog(&front.store, ask, move |catalog| async move {
+    let (front, ask) = (&front, &ask);
+    Box::pin(over_catalog(front, ask, &raw, move |catalog, body| async move {
         if body.get("shard").is_some() {
-            return tables::read(front, &catalog, body, ask).await;
+            return tables::read(front, &catalog, &body, ask).await;
         }
         let (keyspace, schema) = database(&catalog)?;
-        let (low, high) = range_in(schema, body)?;
+        let (low, high) = range_in(schema, &body)?;
         let mut queried = Vec::new();
         let mut reads = JoinSet::new();
         for (at, (shard, low, high)) in catalog.shards.touched(low, high).enumerate() {
@@ -415,6 +421,13 @@ async fn read(State(front): State<Front>, ask: Ask, raw: Raw) -> Response {
     .await
 }
 
+/// The answer to a write.
+#[derive(Serialize)]
+struct Told {
+    message: String,
+    status: &'static str,
+}
+
 /// The answer to a read over all shards.
 #[derive(Serialize)]
 struct Ranged<'a> {
@@ -424,34 +437,24 @@ struct Ranged<'a> {
 }
 
 async fn write(State(front): State<Front>, ask: Ask, raw: Raw) -> Response {
-    let body = match body_of(&raw) {
-        Ok(body) => body,
-        Err(trouble) => return trouble.answer(),
-    };
-    let (body, front, ask) = (&body, &front, &ask);
-    Box::pin(over_catalog(&front.store, ask, move |catalog| async move {
-        let mut body = body.clone();
+    let (front, ask) = (&front, &ask);
+    Box::pin(over_catalog(front, ask, &raw, move |catalog, mut body| async move {
         if body.get("shard").is_some() {
             return tables::write(front, &catalog, &mut body, ask).await;
         }
         let (keyspace, schema) = database(&catalog)?;
         let rows = rows_of(schema, &mut body)?;
         let writes = rows::inserts(schema, Some(&catalog.shards), &rows)?;
-        insert(&front.store, keyspace, schema, &writes, ask).await?;
+        insert(&front.store, keyspace, schema, writes, ask).await?;
         let message = format!("{} Data entries added", rows.len());
-        Ok(json_answer(StatusCode::OK, &json!({"message": message, "status": "success"})))
+        Ok(json_answer(StatusCode::OK, &Told { message, status: "success" }))
     }))
     .await
 }
 
 async fn update(State(front): State<Front>, ask: Ask, raw: Raw) -> Response {
-    let body = match body_of(&raw) {
-        Ok(body) => body,
-        Err(trouble) => return trouble.answer(),
-    };
-    let (body, front, ask) = (&body, &front, &ask);
-    Box::pin(over_catalog(&front.store, ask, move |catalog| async move {
-        let mut body = body.clone();
+    let (front, ask) = (&front, &ask);
+    Box::pin(over_catalog(front, ask, &raw, move |catalog, mut body| async move {
         if body.get("shard").is_some() {
             return tables::update(front, &catalog, &mut body, ask).await;
         }
@@ -466,17 +469,13 @@ async fn update(State(front): State<Front>, ask: Ask, raw: Raw) -> Response {
 }
 
 async fn remove_row(State(front): State<Front>, ask: Ask, raw: Raw) -> Response {
-    let body = match body_of(&raw) {
-        Ok(body) => body,
-        Err(trouble) => return trouble.answer(),
-    };
-    let (body, front, ask) = (&body, &front, &ask);
-    Box::pin(over_catalog(&front.store, ask, move |catalog| async move {
+    let (front, ask) = (&front, &ask);
+    Box::pin(over_catalog(front, ask, &raw, move |catalog, body| async move {
         if body.get("shard").is_some() {
-            return tables::remove(front, &catalog, body, ask).await;
+            return tables::remove(front, &catalog, &body, ask).await;
         }
         let (keyspace, schema) = database(&catalog)?;
-        let id = id_in(schema, body)?;
+        let id = id_in(schema, &body)?;
         catalog.shards.holding(id).ok_or_else(no_such_row)?;
         drop_row(&front.store, keyspace, id, ask).await?;
         let message = format!("Data entry with {}:{id} removed from all replicas", schema.key());

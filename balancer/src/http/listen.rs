@@ -2,11 +2,15 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: waits when the system refuses to accept")]
 
+use crate::http::manners::HttpService;
 use crate::http::{Front, router};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use shkv_proto::world::net::{TcpListener, TcpStream};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -24,7 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) async fn serve(front: Front, listener: TcpListener, close: CancellationToken, kill: CancellationToken) {
     let (limits, room) = (front.limits, Arc::new(Semaphore::new(front.limits.connections)));
     let tasks = front.store.cluster().tasks.clone();
-    let router = router(front, room.clone());
+    let manners = Arc::new(router(front, room.clone()));
     loop {
         let accepted = close.run_until_cancelled(async {
             let permit = room.clone().acquire_owned().await;
@@ -33,10 +37,11 @@ pub(crate) async fn serve(front: Front, listener: TcpListener, close: Cancellati
         let Some((accepted, permit)) = accepted.await else { return };
         match accepted {
             Ok((stream, _)) => {
-                let (router, close, kill) = (router.clone(), close.clone(), kill.clone());
+                // Tokens of its own: they are looked at whenever the connection moves, and a token has one lock for all.
+                let (manners, close, kill) = (manners.clone(), close.child_token(), kill.child_token());
                 tasks.spawn(async move {
                     let _permit = permit;
-                    kill.run_until_cancelled(Box::pin(converse(stream, router, limits.head, close))).await;
+                    kill.run_until_cancelled(Box::pin(converse(stream, manners, limits.head, close))).await;
                 });
             }
             Err(error) => {
@@ -48,14 +53,19 @@ pub(crate) async fn serve(front: Front, listener: TcpListener, close: Cancellati
 }
 
 /// One connection, until the client closes it or `close` asks for its end after the request in hand.
-async fn converse(stream: TcpStream, router: axum::Router, head: Duration, close: CancellationToken) {
+async fn converse(stream: TcpStream, manners: Arc<HttpService>, head: Duration, close: CancellationToken) {
     let _ = stream.set_nodelay(true); // small answers go at once; without it they only go later
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(head).max_headers(HEADERS_MAX);
     builder.max_buf_size(HEAD_BYTES_MAX);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let manners = manners.clone();
+        async move { Ok::<_, Infallible>(manners.answer(request).await) }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! { // the connection is pinned: the second arm loses nothing of it
+        biased; // the connection first: it is what there mostly is
         ended = connection.as_mut() => ended,
         () = close.cancelled() => {
             connection.as_mut().graceful_shutdown();

@@ -7,6 +7,7 @@ mod answer;
 mod asked;
 mod batch;
 mod catalog;
+mod catalog_reads;
 mod causal;
 mod database;
 mod described;
@@ -34,9 +35,12 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::Response;
 use axum::routing::{delete, post};
+use catalog_reads::CatalogReads;
 pub(crate) use listen::serve;
+pub use manners::HttpService;
 use manners::Room;
 use serde_json::Value;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Ask, Store};
@@ -94,11 +98,25 @@ impl Default for HttpLimits {
     }
 }
 
-/// What every handler has at hand.
+/// What every handler has at hand. A clone is one count: every request makes several.
 #[derive(Clone, Debug)]
-pub(crate) struct Front {
+pub(crate) struct Front(Arc<Parts>);
+
+impl Deref for Front {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What a [`Front`] consists of.
+#[derive(Clone, Debug)]
+pub(crate) struct Parts {
     /// The rows.
     pub(crate) store: Store,
+    /// The database's catalog.
+    pub(crate) catalogs: Arc<CatalogReads>,
     /// The name of the node whose listener this is; `None` at the balancer's.
     pub(crate) this: Option<Arc<str>>,
     /// How the dialects answer.
@@ -118,8 +136,9 @@ pub(crate) struct Front {
 impl Front {
     /// The front end of a cluster, at the balancer.
     pub(crate) fn new(cluster: Arc<Cluster>, dialects: Dialects, limits: HttpLimits) -> Self {
-        Self {
+        Self(Arc::new(Parts {
             store: Store::new(cluster),
+            catalogs: Arc::default(),
             this: None,
             dialects,
             limits,
@@ -127,18 +146,18 @@ impl Front {
             doors: Arc::default(),
             bodies: Arc::new(Semaphore::new(BODIES_KIB_MAX)),
             parsed: Arc::new(Semaphore::new(PARSED_KIB_MAX)),
-        }
+        }))
     }
 
     /// The same as a node.
     pub(crate) fn at(&self, node: &str) -> Self {
-        Self { this: Some(node.into()), ..self.clone() }
+        Self(Arc::new(Parts { this: Some(node.into()), ..Parts::clone(self) }))
     }
 }
 
 /// All routes with all manners. `room` are the places for connections of the listener.
-fn router(front: Front, room: Arc<Semaphore>) -> Router {
-    let most = front.limits.connections;
+fn router(front: Front, free: Arc<Semaphore>) -> HttpService {
+    let room = Room { free, most: front.limits.connections };
     let routes = Router::new()
         .merge(health::routes())
         .merge(own::routes())
@@ -152,13 +171,13 @@ fn router(front: Front, room: Arc<Semaphore>) -> Router {
         .route("/add", post(add).get(nodes::add_by_get))
         .route("/rm", delete(remove).post(remove))
         .fallback(unknown);
-    manners::around(routes.with_state(front), Room { room, most })
+    HttpService::around(routes.with_state(front), room)
 }
 
 /// All routes, for a listener that is not ours.
-pub(crate) fn service(front: Front) -> Router {
-    let room = Arc::new(Semaphore::new(front.limits.connections));
-    router(front, room)
+pub(crate) fn service(front: Front) -> HttpService {
+    let free = Arc::new(Semaphore::new(front.limits.connections));
+    router(front, free)
 }
 
 /// `/add` is the database's if it names servers or shards, else the load balancer's.

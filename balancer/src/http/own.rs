@@ -4,12 +4,12 @@
 
 use crate::http::Front;
 use crate::http::answer::{Envelope, empty_answer, json_answer, json_bytes};
-use crate::http::asked::{Query, Raw, TOKEN, percent_decoded, token_text};
+use crate::http::asked::{Query, Raw, TOKEN, percent_decoded, token_part, token_text};
 use crate::http::store::{Ask, Page};
 use crate::http::stream::{self, Pieces};
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
 use axum::routing::get;
@@ -90,17 +90,24 @@ fn condition(headers: &HeaderMap) -> Result<Condition<'static>, String> {
 }
 
 fn etag(version: u64) -> HeaderValue {
-    HeaderValue::from_str(&format!("\"{version}\"")).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
+    HeaderValue::try_from(format!("\"{version}\"")).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
 }
 
 /// Adds what the caller has now seen.
 fn with_token(mut answer: Response, ask: &Ask, more: &[(ShardId, u64)]) -> Response {
-    let mut seen = ask.seen.clone();
-    for (shard, revision) in more {
-        let known = seen.entry(*shard).or_insert(*revision);
-        *known = (*known).max(*revision);
-    }
-    if let Ok(token) = HeaderValue::from_str(&token_text(&seen)) {
+    let text = match more {
+        // What nearly all have: no map is made of it.
+        [(shard, revision)] if ask.seen.is_empty() => token_part(*shard, *revision),
+        _ => {
+            let mut seen = ask.seen.clone();
+            for (shard, revision) in more {
+                let known = seen.entry(*shard).or_insert(*revision);
+                *known = (*known).max(*revision);
+            }
+            token_text(&seen)
+        }
+    };
+    if let Ok(token) = HeaderValue::try_from(text) {
         answer.headers_mut().insert(HeaderName::from_static(TOKEN), token);
     }
     answer
@@ -121,13 +128,16 @@ pub(crate) fn failed(failure: &Failure) -> Response {
 
 // ---------------------------------------------------------------------------------------------- one row
 
-async fn read(State(front): State<Front>, uri: Uri, method: Method, headers: HeaderMap, ask: Ask) -> Response {
-    let (asked, wanted) = match (place(&uri), wanted(&headers)) {
-        (Ok(place), Ok(wanted)) => (place, wanted),
-        (Err(text), _) | (_, Err(text)) => return bad(&text),
+/// It takes the request as it is: each part that a handler asks for by itself is a copy.
+async fn read(State(front): State<Front>, request: Request) -> Response {
+    let (head, _) = request.into_parts();
+    let asked = place(&head.uri).and_then(|place| Ok((place, wanted(&head.headers)?, Ask::in_headers(&head.headers)?)));
+    let ((keyspace, key), wanted, ask) = match asked {
+        Ok(asked) => asked,
+        Err(text) => return bad(&text),
     };
-    let found = match front.store.keyspace(&asked.0) {
-        Ok(keyspace) => front.store.get(keyspace, &asked.1, &ask).await,
+    let found = match front.store.keyspace(&keyspace) {
+        Ok(keyspace) => front.store.get(keyspace, &key, &ask).await,
         Err(failure) => Err(failure),
     };
     let found = match found {
@@ -142,7 +152,8 @@ async fn read(State(front): State<Front>, uri: Uri, method: Method, headers: Hea
         (Some(_), Wanted::MatchesNot(wanted)) if matches(wanted) => empty_answer(StatusCode::NOT_MODIFIED),
         (Some(row), _) => {
             let length = row.value.len();
-            let mut answer = Response::new(if method == Method::HEAD { Body::empty() } else { Body::from(row.value) });
+            let is_head = head.method == Method::HEAD;
+            let mut answer = Response::new(if is_head { Body::empty() } else { Body::from(row.value) });
             let octets = HeaderValue::from_static("application/octet-stream");
             answer.headers_mut().insert(header::CONTENT_TYPE, octets);
             answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));

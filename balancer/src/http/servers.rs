@@ -190,7 +190,7 @@ async fn answers(store: &Store, keyspace: &str, shards: &Shards, until: Instant)
 
 /// `POST /init`
 pub(crate) async fn init(State(front): State<Front>, raw: Raw) -> Response {
-    let store = front.store;
+    let store = front.store.clone();
     let work = async move {
         let body = body_of(&raw)?;
         let _changing = CHANGING.lock().await;
@@ -309,8 +309,8 @@ fn drawn(store: &Store, asked: Placed) -> Result<Placed, Trouble> {
 
 /// `GET /status`
 pub(crate) async fn status(State(front): State<Front>, ask: Ask) -> Response {
-    match catalog::read(&front.store, &ask).await {
-        Ok((catalog, _)) => json_answer(StatusCode::OK, &shown(&catalog)),
+    match front.catalogs.read(&front.store, &ask).await {
+        Ok(catalog) => json_answer(StatusCode::OK, &shown(&catalog)),
         Err(failure) => Trouble::from(failure).answer(),
     }
 }

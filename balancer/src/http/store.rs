@@ -200,23 +200,24 @@ impl Store {
     /// # Errors
     /// That there is none, or no map yet.
     pub(crate) fn keyspace(&self, name: &str) -> Result<KeyspaceId, Failure> {
-        let routes = self.with_map()?;
-        let found = routes.map().keyspace(name).map(|keyspace| keyspace.id);
-        found.ok_or_else(|| {
-            Failure::refusal(
-                RefusalCode::UnknownKeyspace,
-                format!("there is no keyspace {name:?}; it must be made first"),
-            )
+        let find = |routes: &Routes| {
+            let found = routes.map().keyspace(name).map(|keyspace| keyspace.id);
+            (routes.map().epoch != Epoch::NONE).then_some(found)
+        };
+        self.cluster.look(find).ok_or_else(|| self.no_map())?.ok_or_else(|| {
+            let text = format!("there is no keyspace {name:?}; it must be made first");
+            Failure::refusal(RefusalCode::UnknownKeyspace, text)
         })
     }
 
     fn with_map(&self) -> Result<Arc<Routes>, Failure> {
         let routes = self.routes();
-        if routes.map().epoch == Epoch::NONE {
-            let trouble = self.cluster.trouble().unwrap_or_else(|| "it is being read".into());
-            return Err(Failure::Busy { retry_after_ms: 100, text: format!("there is no shard map yet: {trouble}") });
-        }
-        Ok(routes)
+        if routes.map().epoch == Epoch::NONE { Err(self.no_map()) } else { Ok(routes) }
+    }
+
+    fn no_map(&self) -> Failure {
+        let trouble = self.cluster.trouble().unwrap_or_else(|| "it is being read".into());
+        Failure::Busy { retry_after_ms: 100, text: format!("there is no shard map yet: {trouble}") }
     }
 
     /// The keyspace of a name, made now if there is none: cut by hash into so many shards.
@@ -267,7 +268,7 @@ impl Store {
         let consistency = ask.of(shard);
         let head = codec::encode(&Get { keyspace, key, consistency }).map_err(|error| Failure::malformed(&error))?;
         let frame = Frame::new(Header::new(Kind::Get), head, Bytes::new());
-        let answer = self.carry(frame, Way::Key, consistency, false, ask.deadline).await?;
+        let answer = self.carry(&routes, frame, Way::Key, consistency, false, ask.deadline).await?;
         let done: GetDone = codec::decode(&answer.head).map_err(garbled)?;
         let row = done.version.map(|version| Found { version, value: answer.tail });
         Ok(GetOutcome { row, shard, revision: done.revision })
@@ -311,9 +312,8 @@ impl Store {
         condition: Condition<'_>,
         ask: &Ask,
     ) -> Result<WriteOutcome, Failure> {
-        self.with_map()?;
-        let make = |id| {
-            let shard = self.routes().shard_of(keyspace, key).ok_or_else(|| unknown_keyspace(keyspace))?.id;
+        let make = |routes: &Routes, id| {
+            let shard = routes.shard_of(keyspace, key).ok_or_else(|| unknown_keyspace(keyspace))?.id;
             let write = Write { keyspace, key, condition, id: Some(id) };
             let head = codec::encode(&write).map_err(|error| Failure::malformed(&error))?;
             Ok((Frame::new(Header::new(kind), head, value.clone()), Way::Key, shard))
@@ -328,16 +328,8 @@ impl Store {
     /// # Errors
     /// [`Failure`]; a condition that does not hold is [`Failure::Condition`] with the operation's position.
     pub(crate) async fn batch(&self, keyspace: KeyspaceId, ops: &[Op], ask: &Ask) -> Result<BatchOutcome, Failure> {
-        self.with_map()?;
-        let mut tail = BytesMut::new();
-        for op in ops {
-            if let Op::Put { value, .. } = op {
-                tail.extend_from_slice(value);
-            }
-        }
-        let tail = tail.freeze();
-        let make = |id| {
-            let routes = self.routes();
+        let tail = values_of(ops);
+        let make = |routes: &Routes, id| {
             let mut lowest = None;
             for op in ops {
                 let shard = routes.shard_of(keyspace, op.key()).ok_or_else(|| unknown_keyspace(keyspace))?.id;
@@ -370,13 +362,14 @@ impl Store {
     /// Sends a write until it is known what became of it, under one id.
     async fn written(
         &self,
-        make: impl Fn(WriteId) -> Result<(Frame, Way, ShardId), Failure>,
+        make: impl Fn(&Routes, WriteId) -> Result<(Frame, Way, ShardId), Failure>,
         deadline: Instant,
     ) -> Result<(Frame, ShardId), Failure> {
         let ticket = self.writer.begin();
         for _ in 1..TRIES_MAX {
-            let (frame, way, shard) = make(ticket.id())?;
-            let failure = match self.carry(frame, way, Consistency::Linearizable, true, deadline).await {
+            let routes = self.with_map()?;
+            let (frame, way, shard) = make(&routes, ticket.id())?;
+            let failure = match self.carry(&routes, frame, way, Consistency::Linearizable, true, deadline).await {
                 Ok(answer) => return Ok((answer, shard)),
                 Err(failure) => failure,
             };
@@ -411,7 +404,7 @@ impl Store {
                 scan.consistency = ask.of(only);
                 let head = codec::encode(&scan).map_err(|error| Failure::malformed(&error))?;
                 let frame = Frame::new(header, head, Bytes::new());
-                self.carry(frame, Way::Shard(only), scan.consistency, false, ask.deadline).await?
+                self.carry(&routes, frame, Way::Shard(only), scan.consistency, false, ask.deadline).await?
             }
             _ => {
                 scan.consistency = ask.consistency;
@@ -426,6 +419,7 @@ impl Store {
 
     async fn carry(
         &self,
+        routes: &Routes,
         frame: Frame,
         way: Way,
         consistency: Consistency,
@@ -435,13 +429,31 @@ impl Store {
         let (kind, lane) = (frame.header.kind, self.lane());
         let begun = Instant::now();
         let request = Request { frame, way, consistency, write, own: false, begun, deadline, lane };
-        let result = forward::carry(&self.cluster, request).await;
+        let result = forward::carry(&self.cluster, routes, request).await;
         self.cluster.metrics.count(kind, result.as_ref().err());
         result
     }
 
     fn lane(&self) -> usize {
         self.writer.lane.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// The values of all puts, one behind the other.
+fn values_of(ops: &[Op]) -> Bytes {
+    let mut values = ops.iter().filter_map(|op| match op {
+        Op::Put { value, .. } => Some(value),
+        _ => None,
+    });
+    match (values.next(), values.next()) {
+        (None, _) => Bytes::new(),
+        (Some(only), None) => only.clone(),
+        (Some(first), Some(second)) => {
+            let mut tail = BytesMut::from(&first[..]);
+            tail.extend_from_slice(second);
+            values.for_each(|value| tail.extend_from_slice(value));
+            tail.freeze()
+        }
     }
 }
 

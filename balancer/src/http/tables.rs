@@ -111,7 +111,7 @@ async fn configured(front: &Front, ask: &Ask, raw: &Raw) -> Answered {
 pub(crate) async fn copy(State(front): State<Front>, ask: Ask, raw: Raw) -> Response {
     let copied = async {
         let names = shards_in(&body_of(&raw)?)?;
-        let (catalog, _) = catalog::read(&front.store, &ask).await?;
+        let catalog = front.catalogs.read(&front.store, &ask).await?;
         let schema = schema_of(&catalog)?;
         let mut all = Map::new();
         for name in names {
@@ -153,7 +153,7 @@ pub(crate) async fn write(front: &Front, catalog: &Catalog, body: &mut Value, as
     let rows = rows_of(schema, body)?;
     check_within(schema, &place, &rows)?;
     let writes = rows::inserts(schema, None, &rows)?;
-    insert(&front.store, &place.keyspace, schema, &writes, ask).await?;
+    insert(&front.store, &place.keyspace, schema, writes, ask).await?;
     let after = at.saturating_add(rows.len() as u64);
     let answer = json!({"message": "Data entries added", "current_idx": after, "curr_idx": after, "status": "success"});
     Ok(json_answer(StatusCode::OK, &answer))
@@ -207,7 +207,7 @@ pub(crate) async fn remove_by_post(State(front): State<Front>, ask: Ask, raw: Ra
             let text = "POST is not a method of /del unless shard is named; DELETE is";
             return Err(Trouble::Said(StatusCode::METHOD_NOT_ALLOWED, text.into()));
         }
-        let (catalog, _) = catalog::read(&front.store, &ask).await?;
+        let catalog = front.catalogs.read(&front.store, &ask).await?;
         remove(&front, &catalog, &body, &ask).await
     };
     let mut answer = Box::pin(removed).await.unwrap_or_else(Trouble::answer);
@@ -228,7 +228,7 @@ pub(crate) async fn autopopulate(State(front): State<Front>, ask: Ask) -> Respon
 
 async fn populate(front: &Front, ask: &Ask) -> Result<(), Trouble> {
     let (shard, count, highest) = POPULATED;
-    let (catalog, _) = catalog::read(&front.store, ask).await?;
+    let catalog = front.catalogs.read(&front.store, ask).await?;
     let (place, schema) = (place_of(&catalog, shard)?, schema_of(&catalog)?);
     let mut written = 0;
     for _ in 0..count * 20 {
@@ -246,7 +246,7 @@ async fn populate(front: &Front, ask: &Ask) -> Result<(), Trouble> {
         let row = row_of(schema, Value::Object(fields)).map_err(Trouble::bad)?;
         check_within(schema, &place, std::slice::from_ref(&row))?;
         let writes = rows::inserts(schema, None, &[row])?;
-        match insert(&front.store, &place.keyspace, schema, &writes, ask).await {
+        match insert(&front.store, &place.keyspace, schema, writes, ask).await {
             Ok(()) => written += 1,
             Err(Trouble::Said(StatusCode::CONFLICT, _)) => {} // that id is taken: another one
             Err(trouble) => return Err(trouble),

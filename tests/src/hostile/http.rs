@@ -8,16 +8,13 @@
 )]
 
 use super::{Draw, json};
-use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use axum::http::{Method, StatusCode, header};
 use bytes::Bytes;
-use hyper::service::Service;
-use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use shkv_balancer::{Balancer, BalancerConfig, Bootstrap};
+use shkv_balancer::{Balancer, BalancerConfig, Bootstrap, HttpService};
 use shkv_node::{Node, NodeConfig, Tuning};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -151,8 +148,8 @@ pub fn samples(system: System) -> Vec<Sample> {
 /// A node and a balancer that are there for as long as the process is.
 struct Place {
     runtime: Runtime,
-    at_balancer: TowerToHyperService<Router>,
-    at_node: TowerToHyperService<Router>,
+    at_balancer: HttpService,
+    at_node: HttpService,
     _node: Node,
     _balancer: Balancer,
     _data: tempfile::TempDir,
@@ -195,8 +192,8 @@ impl Place {
             balancer.ready(PATIENCE).await.expect("one node is a cluster");
             (node, balancer)
         });
-        let at_balancer = TowerToHyperService::new(balancer.http_service(None));
-        let at_node = TowerToHyperService::new(balancer.http_service(Some(NODE)));
+        let at_balancer = balancer.http_service(None);
+        let at_node = balancer.http_service(Some(NODE));
         let place = Self { runtime, at_balancer, at_node, _node: node, _balancer: balancer, _data: data };
         for system in [System::Database, System::Server, System::Batch] {
             let first = samples(system).into_iter().next().expect("every system has requests");
@@ -221,7 +218,7 @@ impl Place {
         let request = request.body(Body::from(body)).expect("a sound head");
         let service = if at_node { &self.at_node } else { &self.at_balancer };
         let asking = async {
-            let answer = service.call(request).await.expect("the router cannot fail");
+            let answer = service.answer(request).await;
             let (head, body) = answer.into_parts();
             let body = to_bytes(body, ANSWER_BYTES_MAX).await.expect("an answer within its bounds");
             let is_json = head.headers.get(header::CONTENT_TYPE).is_some_and(|form| form == "application/json");

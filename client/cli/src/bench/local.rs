@@ -25,6 +25,17 @@ pub fn memory_bytes(processes: impl Iterator<Item = u32>) -> u64 {
     processes.filter(|process| is_server(*process)).map(of).sum()
 }
 
+/// Processor time of each process of this machine that has this name, in microseconds. Only that of its first thread.
+pub fn cpu_us(name: &str) -> Vec<(u32, u64)> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let of = |process: u32| {
+        let is_it = fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|found| found.trim() == name);
+        let text = is_it.then(|| fs::read_to_string(format!("/proc/{process}/schedstat")).ok())??;
+        Some((process, text.split_whitespace().next()?.parse::<u64>().ok()? / 1_000))
+    };
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(of).collect()
+}
+
 /// Bytes that went over this machine's loopback, whoever sent them.
 pub fn loopback_bytes() -> Option<u64> {
     number(&fs::read_to_string("/proc/net/dev").ok()?, "lo:")
@@ -44,6 +55,14 @@ mod tests {
     fn numbers_are_found_by_their_names() {
         let text = "Name:\tshkv\nVmRSS:\t   1234 kB\n    lo: 99 1 0\n";
         assert_eq!((number(text, "VmRSS:"), number(text, "lo:"), number(text, "io:")), (Some(1234), Some(99), None));
+    }
+
+    #[test]
+    fn processor_time_is_found_by_a_processs_name() {
+        let own = fs::read_to_string("/proc/self/comm").unwrap();
+        let found = cpu_us(own.trim());
+        assert!(found.iter().any(|(process, _)| *process == std::process::id()), "{found:?}");
+        assert_eq!(cpu_us("no process has this name"), []);
     }
 
     #[test]

@@ -224,6 +224,11 @@ impl Outcome {
         self.per_op(self.server_cpu_us)
     }
 
+    /// Processor time of the client for one operation, in microseconds.
+    pub fn client_cpu_us_per_op(&self) -> f64 {
+        self.per_op(self.client_cpu_us)
+    }
+
     /// The operations of each second.
     pub fn rates(&self) -> Vec<(f64, f64)> {
         (0..).map(f64::from).zip(self.series.iter().map(|second| second.ops as f64)).collect()

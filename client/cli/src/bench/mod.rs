@@ -22,6 +22,7 @@ pub mod rest;
 pub mod store;
 pub mod suite;
 pub mod txn;
+pub mod web;
 pub mod workload;
 
 /// How often the writing of one key is tried before a load is given up.

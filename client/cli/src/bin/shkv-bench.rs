@@ -12,7 +12,7 @@ use bench::measure::Outcome;
 use bench::peer::{self, Peer};
 use bench::report::{self, Report, Work};
 use bench::workload::{Mix, Spread, Workload};
-use bench::{analysis, failover, store, suite, txn};
+use bench::{analysis, failover, store, suite, txn, web};
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use std::fs;
@@ -81,12 +81,18 @@ struct Args {
     /// built with the feature `etcd`, etcd://HOST:PORT,HOST:PORT
     #[arg(long, value_parser = peer::parse)]
     peer: Vec<Peer>,
-    /// HTTP listener of a balancer: the same loop over its /v1/kv, too; with `analysis`, its /home
+    /// HTTP listener of a balancer: the same loop over its /v1/kv, too; with `analysis`, its /home; with `web` it is needed
     #[arg(long)]
     http: Option<String>,
-    /// With `analysis`: also the analyses of the database behind --http, which is configured anew and LOSES WHAT IT HOLDS
+    /// With `analysis` and `web`: the database behind --http, too, which is configured anew and LOSES WHAT IT HOLDS
     #[arg(long, requires = "http")]
     database: bool,
+    /// With `web`: a static file of a web server on this machine, which the rows are measured against: http://HOST:PORT/PATH
+    #[arg(long, requires = "http")]
+    file: Option<String>,
+    /// Rounds of `web`
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
     /// Requests of each analysis
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     requests: u64,
@@ -128,6 +134,8 @@ enum Mode {
     Txn,
     /// Puts, gets, scans, YCSB A to F, directly and through a balancer, one after the other
     Suite,
+    /// Gets of rows over HTTP, and with --database writes of rows, in turn with gets of a static file of a web server
+    Web,
     /// How evenly requests are spread by pairs of hash functions, and what moves; with --http, also by a running cluster
     Analysis,
 }
@@ -205,7 +213,7 @@ impl Args {
         let ycsb = |letter| Workload::ycsb(letter, self.keys).unwrap_or_else(|| plain(none));
         let workload = match self.mode {
             Mode::Put | Mode::Failover | Mode::Txn | Mode::Suite | Mode::Analysis => plain(Mix { put: 1.0, ..none }),
-            Mode::Get => plain(Mix { get: 1.0, ..none }),
+            Mode::Get | Mode::Web => plain(Mix { get: 1.0, ..none }),
             Mode::Mixed => plain(Mix { get: self.read_ratio, put: 1.0 - self.read_ratio, ..none }),
             Mode::Scan => plain(Mix { scan: 1.0, ..none }),
             Mode::YcsbA => ycsb('a'),
@@ -264,6 +272,16 @@ async fn run(args: &Args) -> anyhow::Result<()> {
             Ok(())
         }
         Mode::Analysis => analyse(args).await,
+        Mode::Web => {
+            let http = args.http.clone().context("web needs --http")?;
+            let wish = web::Wish { http, file: args.file.clone(), database: args.database, rounds: args.rounds };
+            let findings = web::run(&args.setting().target, &wish, &args.plan()).await?;
+            match args.output {
+                Output::Json => println!("{}", findings.json()),
+                Output::Text | Output::Table => print!("{}", findings.text()),
+            }
+            Ok(())
+        }
         Mode::Suite => {
             let works = suite::run(&args.setting(), &args.plan()).await?;
             args.write_report("shkv: measurements", |report| report.works(&works))?;
