@@ -323,7 +323,6 @@ impl Balancer {
 
     /// The HTTP front end without a listener, for a program that serves it itself: the balancer's, or that of a node of this
     /// name. Bounds on connections and on the time for a request's head are the program's own then.
-    #[must_use]
     pub fn http_service(&self, node: Option<&str>) -> axum::Router {
         http::service(node.map_or_else(|| self.front.clone(), |node| self.front.at(node)))
     }

@@ -323,9 +323,9 @@ mod tests {
             parsed_bytes(br#"{"a":[1,2]}"#),
             11 + OBJECT_BYTES + 2 * TEXT_BYTES + FIELD_BYTES + LIST_BYTES + ELEMENT_BYTES
         );
-        let value = std::mem::size_of::<serde_json::Value>();
+        let value = size_of::<serde_json::Value>();
         assert!(LIST_BYTES >= 4 * value && ELEMENT_BYTES >= 3 * value, "{value} bytes");
-        assert!(OBJECT_BYTES >= 11 * (value + std::mem::size_of::<String>()), "a node of the tree has room for eleven");
+        assert!(OBJECT_BYTES >= 11 * (value + size_of::<String>()), "a node of the tree has room for eleven");
     }
 
     #[test]
