@@ -4,11 +4,7 @@
 //! slowed down by the kernel's own limit on writes to that device (`blkio.throttle.write_iops_device` of the root group,
 //! cgroup version 1). Elsewhere it is a file system in memory, which can be filled but not slowed.
 
-#![expect(
-    clippy::disallowed_methods,
-    clippy::expect_used,
-    reason = "tests run commands, touch files, and fail where they cannot go on"
-)]
+#![expect(clippy::expect_used, reason = "tests fail where they cannot go on")]
 
 use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::File;

@@ -1,11 +1,7 @@
 //! Requests with any body, put to the whole front end without a socket in between: one real node and one balancer stand behind
 //! it. No answer is a 500, every error is in the envelope of its route, and no error is long.
 
-#![expect(
-    clippy::expect_used,
-    clippy::disallowed_methods,
-    reason = "a harness starts a cluster, waits for answers, and fails where they do not come"
-)]
+#![expect(clippy::expect_used, reason = "a harness starts a cluster and fails where what must hold does not")]
 
 use super::{Draw, json};
 use axum::body::{Body, to_bytes};
