@@ -182,7 +182,7 @@ impl Http {
                 }
                 tokio::time::sleep(pause).await;
             }
-            std::future::pending::<()>().await
+            std::future::pending::<()>().await;
         };
         tokio::select! { // the first arm ends when the server closes; what the second has sent by then is all that counts
             heard = hearing => heard.map(|heard| String::from_utf8_lossy(&heard).into_owned()),

@@ -483,3 +483,22 @@ async fn remove_row(State(front): State<Front>, ask: Ask, raw: Raw) -> Response 
     }))
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::header;
+
+    #[test]
+    fn only_what_was_rolled_back_is_told_as_500_and_what_may_be_done_is_not_told_as_undone() {
+        let answer = |failure: Failure| {
+            let answer = Trouble::from(failure).answer();
+            (answer.status(), answer.headers().contains_key(header::RETRY_AFTER))
+        };
+        let aborted = Failure::Aborted { text: "others were faster".into() };
+        assert_eq!(answer(aborted), (StatusCode::INTERNAL_SERVER_ERROR, false));
+        assert_eq!(answer(Failure::unknown("lost")), (StatusCode::SERVICE_UNAVAILABLE, true));
+        let busy = Failure::Busy { retry_after_ms: 100, text: "no leader".into() };
+        assert_eq!(answer(busy), (StatusCode::SERVICE_UNAVAILABLE, true));
+    }
+}
