@@ -193,8 +193,9 @@ async fn a_killed_container_is_replaced_and_nothing_acknowledged_is_lost() {
 /// What may happen to a container that runs a node.
 const FAULTS: [&str; 4] = ["killed", "frozen", "cut off", "stopped"];
 
-/// Does something to a container, and undoes it after a while.
-async fn container_fault(fault: &str, container: &str, network: &str, rng: &mut SmallRng) {
+/// Does something to the container of a service, and undoes it after a while.
+async fn container_fault(fault: &str, deployment: &Deployment, service: &str, rng: &mut SmallRng) {
+    let (network, container) = (&deployment.name[..], &container_of(deployment, service)[..]);
     let pause = Duration::from_millis(rng.random_range(200..6_000));
     let engine = |args: &[&str]| docker(args).unwrap_or_else(|error| panic!("{args:?}: {error}"));
     match fault {
@@ -211,10 +212,8 @@ async fn container_fault(fault: &str, container: &str, network: &str, rng: &mut 
         "cut off" => {
             engine(&["network", "disconnect", network, container]);
             tokio::time::sleep(pause).await;
-            // Compose knows a service by its name, which the engine forgets with the network.
-            let service = container.trim_end_matches("_1").trim_end_matches("-1");
-            let alias = service.rsplit(['_', '-']).next().unwrap_or(service);
-            engine(&["network", "connect", "--alias", alias, network, container]);
+            // The others know it by the name of its service, which the engine forgets with the network.
+            engine(&["network", "connect", "--alias", service, network, container]);
         }
         _ => {
             engine(&["stop", "--time", "5", container]);
@@ -251,8 +250,8 @@ async fn whatever_happens_to_containers_everything_that_was_told_is_true() {
     let end = Instant::now() + Duration::from_secs(secs);
     while Instant::now() < end {
         let fault = FAULTS[rng.random_range(0..FAULTS.len())];
-        let container = container_of(&deployment, ["server0", "server1", "server2"][rng.random_range(0..3)]);
-        container_fault(fault, &container, &deployment.name, &mut rng).await;
+        let service = ["server0", "server1", "server2"][rng.random_range(0..3)];
+        container_fault(fault, &deployment, service, &mut rng).await;
         *done.entry(fault.to_owned()).or_default() += 1;
         tokio::time::sleep(Duration::from_millis(rng.random_range(50..1_500))).await;
     }
