@@ -7,6 +7,9 @@ use shkv_tests::sim::run::{Outcome, Setup, run};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+/// Seeds between two lines that say how far it is.
+const SPEAKS_EVERY: u64 = 50;
+
 /// Simulates clusters under faults and judges what they tell.
 #[derive(Parser)]
 struct Args {
@@ -69,8 +72,8 @@ fn one(args: &Args, seed: u64) -> ExitCode {
 }
 
 fn told(outcome: &Outcome) -> String {
-    let Outcome { seed, trace: (hash, events), simulated_ms, faults, counts, .. } = outcome;
-    format!("seed {seed}: trace {hash:016x} of {events} events, {simulated_ms} ms, {counts:?}, {faults:?}")
+    let Outcome { seed, trace: (hash, events), simulated_ms, faults, counts, crashes, .. } = outcome;
+    format!("seed {seed}: trace {hash:016x} of {events} events, {simulated_ms} ms, {counts:?}, {faults:?}, {crashes:?}")
 }
 
 #[expect(clippy::disallowed_methods, reason = "tells how fast it is")]
@@ -91,7 +94,7 @@ fn many(args: &Args) -> ExitCode {
         );
     };
     let more = |sum: &Sum| {
-        if sum.seeds.is_multiple_of(50) {
+        if sum.seeds.is_multiple_of(SPEAKS_EVERY) {
             speak(sum);
         }
         let goes_on = args.keep_going || sum.failed.is_empty();
@@ -110,6 +113,9 @@ fn many(args: &Args) -> ExitCode {
     };
     let sum = run_many(seeds, args.threads, args.plant, more, each);
     speak(&sum);
-    println!("{:#?}", sum.faults);
+    for (title, counts) in [("faults", &sum.faults), ("reached", &sum.reached), ("ended at", &sum.crashes)] {
+        println!("{title}:");
+        counts.iter().for_each(|(what, count)| println!("{count:>10}  {what}"));
+    }
     if sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

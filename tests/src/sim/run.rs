@@ -2,7 +2,7 @@
 
 use super::batches::Ledger;
 use super::cluster::{NodeHost, SimCluster};
-use super::faults::{Faults, Nemesis};
+use super::faults::{Faults, Nemesis, looks};
 use super::operator::Operator;
 use super::universe::Universe;
 use super::watch::Watch;
@@ -21,7 +21,7 @@ const FOUNDERS: u8 = 3;
 /// How long a cluster may take to be made, in milliseconds.
 const BOOT_MS_MAX: u64 = 30_000;
 /// How long it may take to heal and make progress once nothing goes wrong any more.
-const HEAL_MS_MAX: u64 = 40_000;
+const HEAL_MS_MAX: u64 = 60_000;
 /// Operations that must be acknowledged in the calm.
 const CALM_OPERATIONS: u64 = 30;
 /// Batches that must be.
@@ -53,6 +53,10 @@ pub struct Outcome {
     pub simulated_ms: u64,
     /// What went wrong on purpose.
     pub faults: Faults,
+    /// How often what was reached, by name; what was not has a zero.
+    pub reached: BTreeMap<&'static str, u64>,
+    /// Where processes were ended in the middle of what they did.
+    pub crashes: BTreeMap<&'static str, u64>,
     /// What the clients did.
     pub counts: Counts,
     /// What was wrong that must not be.
@@ -104,7 +108,9 @@ impl Run {
         for host in self.cluster.clients.clone() {
             let (story, homes) = (self.story.clone(), self.cluster.homes(&self.universe));
             self.universe.start(host, story.work(homes.clone(), 3));
-            self.universe.run_on(host, self.ledger.clone().work(homes));
+            for by_library in [false, true] {
+                self.universe.run_on(host, self.ledger.clone().work(homes.clone(), by_library));
+            }
         }
         if !self.pass(BOOT_MS_MAX, |run| run.story.counts().done >= 10) {
             return self.violations.push(format!("no cluster after {BOOT_MS_MAX} ms: {}", self.state()));
@@ -136,6 +142,9 @@ impl Run {
         if !self.pass(END_MS_MAX, |run| run.story.at_work() + run.ledger.at_work() == 0) {
             return self.violations.push("the clients do not end".into());
         }
+        if !self.pass(HEAL_MS_MAX, Self::is_whole) {
+            return self.violations.push(format!("the groups do not become whole: {}", self.state()));
+        }
         if !self.pass(HEAL_MS_MAX, Self::is_level) {
             return self.violations.push(format!("the replicas do not become equal: {}", self.state()));
         }
@@ -148,6 +157,10 @@ impl Run {
         let ends = self.cluster.look_for_ends(&mut self.universe);
         self.nemesis.ended(&mut self.universe, &mut self.cluster, ends);
         self.nemesis.go_on(&mut self.universe, &mut self.cluster);
+        for what in self.cluster.do_orders(&mut self.universe) {
+            self.nemesis.count(what);
+        }
+        self.violations.append(&mut self.nemesis.wrong);
         self.watch.look(&self.universe, &self.cluster);
     }
 
@@ -172,28 +185,48 @@ impl Run {
         let mut all: BTreeMap<u32, Vec<(String, RowsLook)>> = BTreeMap::new();
         for node in &self.cluster.nodes {
             let Some(inspector) = node.said.inspector.lock().clone() else { continue };
-            let look = || {
-                let shards: BTreeSet<u32> = inspector.replicas().iter().map(|look| look.shard).collect();
+            let look = |behind| {
+                let shards: BTreeSet<u32> = inspector.replicas(behind).iter().map(|look| look.shard).collect();
                 shards
                     .into_iter()
                     .filter_map(|shard| Some((shard, inspector.rows(ShardId(shard))?)))
                     .collect::<Vec<_>>()
             };
-            for (shard, rows) in self.universe.inside(node.host, look).map(|(rows, _)| rows).unwrap_or_default() {
+            for (shard, rows) in self.universe.inside(node.host, look).unwrap_or_default() {
                 all.entry(shard).or_default().push((node.name.clone(), rows));
             }
         }
         all
     }
 
-    /// Whether all replicas of each shard have applied the same entries, and each shard has three of them.
+    /// Whether each shard is led, and has three voters or more, all of which are there.
+    fn is_whole(&self) -> bool {
+        let looks = looks(&self.universe, &self.cluster);
+        let shards: BTreeSet<u32> = looks.iter().map(|(_, look)| look.shard).collect();
+        let is_there = |shard: u32, voter: u64| {
+            looks.iter().any(|(at, look)| {
+                look.shard == shard && look.replica == voter && self.cluster.nodes[*at].over.is_none()
+            })
+        };
+        !shards.is_empty()
+            && shards.iter().all(|shard| {
+                let led = looks.iter().find(|(_, look)| look.shard == *shard && look.leads && look.may_read);
+                led.is_some_and(|(_, look)| {
+                    look.voters.len() >= 3 && !look.is_joint && look.voters.iter().all(|voter| is_there(*shard, *voter))
+                })
+            })
+    }
+
+    /// Whether all replicas of each shard have applied the same entries.
     fn is_level(&self) -> bool {
         let mut applied: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
         let mut nodes = 0;
         let counts = |node: &&NodeHost| node.over.is_none() && self.universe.hosts[node.host].lives > 0;
         for node in self.cluster.nodes.iter().filter(counts) {
             let Some(inspector) = node.said.inspector.lock().clone() else { return false };
-            let Some((looks, _)) = self.universe.inside(node.host, || inspector.replicas()) else { return false };
+            let Some(looks) = self.universe.inside(node.host, |behind| inspector.replicas(behind)) else {
+                return false;
+            };
             nodes += 1;
             for look in looks {
                 applied.entry(look.shard).or_default().insert(look.applied);
@@ -245,9 +278,10 @@ impl Run {
         let mut text = format!("{:?};", self.story.counts());
         for node in &self.cluster.nodes {
             let looks = node.said.inspector.lock().clone().and_then(|inspector| {
-                self.universe.inside(node.host, || (inspector.replicas(), inspector.epoch())).map(|(looks, _)| looks)
+                self.universe.inside(node.host, |behind| (inspector.replicas(behind), inspector.epoch()))
             });
-            text += &format!("\n  {} runs={} {looks:?}", node.name, self.universe.runs(node.host));
+            let runs = self.universe.runs(node.host);
+            text += &format!("\n  {} as {:?} runs={runs} over={:?} {looks:?}", node.name, node.instance, node.over);
         }
         text
     }
@@ -255,7 +289,22 @@ impl Run {
     fn finish(mut self) -> Outcome {
         let mut violations = std::mem::take(&mut self.watch.violations);
         violations.append(&mut self.violations);
+        let mut reached = self.watch.reached();
+        for node in &self.cluster.nodes {
+            let stats = node.disk.stats();
+            let counts = [
+                ("log: segments opened", stats.segments),
+                ("log: segments let go", stats.released),
+                ("log: rot in a read at a start", stats.rotten_starts),
+                ("log: rot in a read of an entry", stats.rotten_reads),
+                ("disk: sectors lost with the power", stats.lost_sectors),
+                ("disk: writes that found no room", stats.full),
+            ];
+            counts.into_iter().for_each(|(what, count)| *reached.entry(what).or_default() += count);
+        }
         Outcome {
+            reached,
+            crashes: std::mem::take(&mut self.nemesis.crashes),
             seed: self.universe.seed,
             trace: self.universe.trace.sum(),
             lines: self.universe.trace.lines(),
