@@ -174,13 +174,13 @@ impl SimCluster {
                         }
                         self.end_node(universe, at, Fate::Reset);
                     }
-                    if let Some(at) = at {
+                    if let Some(at) = at.filter(|at| !self.nodes[*at].lost) {
                         self.nodes[at].disk.wipe();
                         self.nodes[at].lost = true;
+                        done.push("machine taken back");
                     }
                     yard.removed(&instance);
                     let _ = answer.send(Ok(())); // whoever asked may be gone
-                    done.push("machine taken back");
                 }
                 order @ Order::Start(..) => self.orders.push((due, order)),
             }

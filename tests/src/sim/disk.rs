@@ -49,8 +49,8 @@ struct State {
     capacity: u64,
     /// Handles of an earlier process are of no use.
     life: u64,
-    /// Writes and syncs after which the power goes.
-    power_for: Option<u64>,
+    /// Writes and syncs after which the power goes, and whether only those of the rows count.
+    power_for: Option<(u64, bool)>,
     power: bool,
     /// During what the power went, since that was last asked.
     dark_at: Option<&'static str>,
@@ -150,9 +150,9 @@ impl SimDisk {
         self.0.trace.note(&[30, lost], || format!("{}: power lost, {lost} sectors gone", self.0.path.display()));
     }
 
-    /// The power goes after this many more writes and syncs.
-    pub fn lose_power_after(&self, operations: u64) {
-        self.0.state.lock().power_for = Some(operations);
+    /// The power goes after this many more writes and syncs, of the rows only or of anything.
+    pub fn lose_power_after(&self, operations: u64, only_rows: bool) {
+        self.0.state.lock().power_for = Some((operations, only_rows));
     }
 
     /// Whether the power has gone by itself.
@@ -237,7 +237,9 @@ impl State {
         if life != self.life || !self.power {
             return Err(io::Error::other("the power is off"));
         }
-        if let Some(left) = &mut self.power_for {
+        if let Some((left, only_rows)) = &mut self.power_for
+            && (!*only_rows || what.starts_with("rows"))
+        {
             if *left == 0 {
                 (self.power, self.dark_at) = (false, Some(what));
                 return Err(io::Error::other("the power went"));

@@ -129,7 +129,7 @@ impl Nemesis {
             match later {
                 Later::Kill(at) => {
                     cluster.end_node(universe, at, Fate::Reset);
-                    let after = universe.rng.random_range(5..60);
+                    let after = universe.rng.random_range(1..40);
                     self.at(universe, after, Later::StartNode(at));
                 }
                 Later::Cut(ways) => ways.iter().for_each(|(from, to)| universe.net.cut(*from, *to)),
@@ -186,7 +186,8 @@ impl Nemesis {
             15..17 if universe.runs(host) => {
                 self.count("power lost in the middle of a write");
                 let operations = universe.rng.random_range(0..12);
-                cluster.nodes[at].disk.lose_power_after(operations);
+                let only_rows = universe.rng.random_bool(0.4);
+                cluster.nodes[at].disk.lose_power_after(operations, only_rows);
             }
             17 if universe.runs(host) => {
                 self.count("sync failed");
@@ -296,20 +297,22 @@ impl Nemesis {
         self.at(universe, until, Later::Usual(slow));
     }
 
-    /// One follower does not reach the leader and stands for election, while the other is started anew again and again.
+    /// One follower does not reach the leader and stands for election, while the other, whose promise the leader counts on, is
+    /// started anew and hears the leader no more.
     fn forgetful_voter(&mut self, universe: &mut Universe, cluster: &SimCluster) {
         let Some((leader, others)) = leader(universe, cluster) else { return };
-        let follower = |ip: &IpAddr| cluster.nodes.iter().position(|node| universe.hosts[node.host].ip == *ip);
-        let (Some(apart), Some(voter)) = (others.first().copied(), others.get(1).and_then(follower)) else { return };
+        let [apart, voter] = others[..] else { return };
+        let Some(node) = cluster.nodes.iter().position(|node| universe.hosts[node.host].ip == voter) else { return };
         self.count("a follower cut off, another started anew");
-        let ways = vec![(leader, apart), (apart, leader)];
-        self.at(universe, 0, Later::Cut(ways.clone()));
-        let mut after = universe.rng.random_range(900..1500);
-        for _ in 0..universe.rng.random_range(2..5) {
-            self.at(universe, after, Later::Kill(voter));
-            after += universe.rng.random_range(500..1200);
-        }
-        self.at(universe, after, Later::Mend(ways));
+        let apart = vec![(leader, apart), (apart, leader)];
+        let silent = vec![(leader, voter)];
+        let after = universe.rng.random_range(900..1800);
+        self.at(universe, 0, Later::Cut(apart.clone()));
+        self.at(universe, after, Later::Cut(silent.clone()));
+        self.at(universe, after, Later::Kill(node));
+        let until = after + universe.rng.random_range(1000..2000);
+        self.at(universe, until, Later::Mend(silent));
+        self.at(universe, until, Later::Mend(apart));
     }
 
     fn crash(&mut self, universe: &mut Universe, cluster: &mut SimCluster, at: usize) {

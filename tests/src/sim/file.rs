@@ -124,3 +124,25 @@ fn apply(bytes: &mut Vec<u8>, pending: &Pending, keep: &mut dyn FnMut() -> bool)
     }
     lost
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    #[test]
+    fn what_cannot_be_told_from_a_torn_write_does_not_rot() {
+        let mut file = File::zeroes(4096);
+        for (byte, offset) in [(1, 0), (2, 512)] {
+            file.write(&[byte; 100], offset);
+            assert!(file.sync());
+        }
+        assert_eq!(file.may_rot(true), 0..512);
+        assert_eq!(file.may_rot(false), 0..4096);
+        file.rot(3, 0);
+        assert_eq!(file.bytes[..5], [1, 1, 1, 0, 1]);
+        assert_eq!(file.lose(&mut SmallRng::seed_from_u64(1)), 0);
+        assert_eq!(file.bytes[3], 0, "it is for good");
+        assert!(!file.sync(), "nothing was on its way");
+    }
+}

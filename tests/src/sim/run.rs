@@ -11,10 +11,12 @@ use crate::judge::replicas;
 use crate::judge::search::Verdict;
 use parking_lot::Mutex;
 use rand::RngExt;
-use shkv_node::inspect::{Bug, RowsLook};
+use shkv_node::inspect::{Bug, Point, ReplicaLook, RowsLook};
 use shkv_proto::ShardId;
+use shkv_proto::world::sim::Fate;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Nodes that found a cluster.
 const FOUNDERS: u8 = 3;
@@ -28,6 +30,15 @@ const CALM_OPERATIONS: u64 = 30;
 const CALM_BATCHES: u64 = 6;
 /// How long the clients may take to end, and the last look to be taken.
 const END_MS_MAX: u64 = 20_000;
+
+/// How long a follower is away so that it needs a snapshot, in milliseconds: less than nodes are waited for.
+const AWAY_MS: u64 = 6_500;
+/// How long a snapshot takes to begin, in milliseconds at the most.
+const SNAPSHOT_MS_MAX: u64 = 4_000;
+/// How long another one takes to be there when the first was cut off.
+const SCENE_MS_MAX: u64 = 25_000;
+/// Entries that a follower may be behind its leader while clients are at work.
+const FEW_ENTRIES: u64 = 50;
 
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +82,18 @@ pub fn run(setup: Setup) -> Outcome {
     run.finish()
 }
 
+/// A follower that needs a snapshot loses its power each time that one begins to come in, and nobody tells the sender.
+///
+/// It is then to get another one soon, and everything else is to hold as ever.
+#[must_use]
+pub fn power_lost_in_a_snapshot(seed: u64) -> Outcome {
+    let mut run = Run::new(Setup { seed, bug: None, lines: false });
+    if run.begin() {
+        run.snapshot_scene();
+    }
+    run.finish()
+}
+
 struct Run {
     universe: Universe,
     cluster: SimCluster,
@@ -98,7 +121,8 @@ impl Run {
         }
     }
 
-    fn live(&mut self) {
+    /// Makes the cluster, and lets its clients begin. `false` if it cannot be made.
+    fn begin(&mut self) -> bool {
         for at in 0..usize::from(FOUNDERS) {
             self.cluster.start_node(&mut self.universe, at);
         }
@@ -112,8 +136,16 @@ impl Run {
                 self.universe.run_on(host, self.ledger.clone().work(homes.clone(), by_library));
             }
         }
-        if !self.pass(BOOT_MS_MAX, |run| run.story.counts().done >= 10) {
-            return self.violations.push(format!("no cluster after {BOOT_MS_MAX} ms: {}", self.state()));
+        let is_made = self.pass(BOOT_MS_MAX, |run| run.story.counts().done >= 10);
+        if !is_made {
+            self.violations.push(format!("no cluster after {BOOT_MS_MAX} ms: {}", self.state()));
+        }
+        is_made
+    }
+
+    fn live(&mut self) {
+        if !self.begin() {
+            return;
         }
         let late = self.cluster.nodes.len() - usize::from(FOUNDERS);
         if late > 0 {
@@ -137,6 +169,50 @@ impl Run {
                 .violations
                 .push(format!("no progress {HEAL_MS_MAX} ms after the last fault: {}", self.state()));
         }
+        self.end();
+    }
+
+    fn snapshot_scene(&mut self) {
+        let at = self.universe.rng.random_range(0..usize::from(FOUNDERS));
+        self.cluster.end_node(&mut self.universe, at, Fate::Reset);
+        let begins = self.universe.now_ms;
+        self.pass(AWAY_MS, |run| run.universe.now_ms >= begins + AWAY_MS - 1);
+        self.cluster.start_node(&mut self.universe, at);
+        let host = self.cluster.nodes[at].host;
+        if let Some(context) = self.universe.context(host) {
+            context.ends_at.store(Point::SnapshotRows as u64, Ordering::Relaxed);
+        }
+        let ends = |universe: &Universe| universe.context(host).is_some_and(|context| context.ended_at() != 0);
+        for _ in 0..SNAPSHOT_MS_MAX {
+            self.universe.step();
+            self.watch.look(&self.universe, &self.cluster);
+            if ends(&self.universe) {
+                break;
+            }
+        }
+        if ends(&self.universe) {
+            self.nemesis.count("power lost while a snapshot came in");
+        }
+        self.cluster.end_node(&mut self.universe, at, Fate::Silence);
+        self.cluster.start_node(&mut self.universe, at);
+        let level = self.universe.now_ms + SCENE_MS_MAX;
+        let is_there = |run: &Self| {
+            let looks = looks(&run.universe, &run.cluster);
+            let behind =
+                |look: &ReplicaLook, shard, applied| look.shard == shard && look.applied + FEW_ENTRIES >= applied;
+            looks
+                .iter()
+                .filter(|(_, look)| look.leads)
+                .all(|(_, led)| looks.iter().any(|(node, look)| *node == at && behind(look, led.shard, led.applied)))
+        };
+        if !self.pass(SCENE_MS_MAX, is_there) {
+            return self.violations.push(format!("no other snapshot came until {level} ms: {}", self.state()));
+        }
+        self.end();
+    }
+
+    /// Lets the clients end, and judges everything.
+    fn end(&mut self) {
         self.story.stop();
         self.ledger.stop();
         if !self.pass(END_MS_MAX, |run| run.story.at_work() + run.ledger.at_work() == 0) {
@@ -210,8 +286,9 @@ impl Run {
         };
         !shards.is_empty()
             && shards.iter().all(|shard| {
-                let led = looks.iter().find(|(_, look)| look.shard == *shard && look.leads && look.may_read);
-                led.is_some_and(|(_, look)| {
+                // One that offered its leadership away in vain leads without a lease.
+                let led = looks.iter().filter(|(_, look)| look.shard == *shard && look.leads);
+                led.max_by_key(|(_, look)| look.term).is_some_and(|(_, look)| {
                     look.voters.len() >= 3 && !look.is_joint && look.voters.iter().all(|voter| is_there(*shard, *voter))
                 })
             })
