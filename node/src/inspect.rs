@@ -5,11 +5,11 @@
 use crate::cell::Cell;
 use crate::log::LogEntry;
 use crate::owner::Shard;
-use crate::replica::Output;
+use crate::replica::{Output, is_member};
 use crate::shared::Shared;
 use crate::steps::Step;
 use crate::table::PageLimits;
-use shkv_proto::message::{Consistency, Scan};
+use shkv_proto::message::{Consistency, Scan, SnapshotHead};
 use shkv_proto::world::sim;
 use shkv_proto::{Epoch, NodeId, ReplicaId, ShardId};
 use std::sync::{Arc, Weak};
@@ -153,11 +153,15 @@ pub(crate) fn applied(shard: ShardId, replica: u64, entry: &LogEntry) {
     }
 }
 
-/// Says that a replica is no longer of its group.
-pub(crate) fn gone(shard: ShardId, removed: ReplicaId, by: ReplicaId) {
-    if let Some(host) = sim::here() {
+/// Says which replicas are no longer of their group. What a replica knows of their nodes is no measure: one that goes through
+/// the log from its beginning knows nodes of those that are added later.
+pub(crate) fn configured(shard: ShardId, by: ReplicaId, before: &SnapshotHead, after: &SnapshotHead) {
+    let Some(host) = sim::here() else { return };
+    let members = [&before.voters, &before.voters_outgoing, &before.learners, &before.learners_next];
+    for removed in members.into_iter().flatten().filter(|id| !is_member(after, **id)) {
         host.tell([GONE, u64::from(shard.0), removed.0, by.0, 0, 0]);
     }
+    reached(Point::Configured);
 }
 
 /// The moment, the same on all hosts.

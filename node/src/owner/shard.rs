@@ -607,10 +607,7 @@ impl Shard {
         });
         self.meta.homes = homes;
         #[cfg(feature = "sim")]
-        {
-            gone.iter().for_each(|(id, _)| crate::inspect::gone(self.cell.shard, *id, me));
-            crate::inspect::reached(crate::inspect::Point::Configured);
-        }
+        crate::inspect::configured(self.cell.shard, me, &self.meta.state, &state);
         // Those who were removed are told so while this round's messages go out, and heard if they ask for votes.
         gone.into_iter().for_each(|(id, node)| self.heard_from(id, node));
         if !is_member(&state, me) {

@@ -217,14 +217,16 @@ impl SimCluster {
     pub fn start_node(&mut self, universe: &mut Universe, at: usize) {
         let homes = self.homes(universe);
         let node = &mut self.nodes[at];
+        let mut instance = String::new(); // of nobody's, if it was started by hand
         if let Some(yard) = &self.yard {
             yard.keeps(&node.instance, &node.name);
+            instance.clone_from(&node.instance);
         }
         node.said = Arc::default();
         let said = node.said.clone();
         let config = NodeConfig {
             join: homes,
-            instance: self.yard.is_some().then(|| node.instance.clone()).unwrap_or_default(),
+            instance,
             tuning: self.tuning,
             ..NodeConfig::new(&node.name, node.disk.path_buf(), Self::addr(universe, node.host))
         };

@@ -215,13 +215,11 @@ impl Nemesis {
                     self.crash(universe, cluster, at);
                 }
             }
-            21 if self.may_lose(universe, cluster, at) => {
-                if cluster.nodes[at].disk.rot() {
-                    self.count("a bit of the log turns for good");
-                    self.lose(universe, cluster, at);
-                    cluster.end_node(universe, at, Fate::Reset);
-                    self.at(universe, 200, Later::StartNode(at));
-                }
+            21 if self.may_lose(universe, cluster, at) && cluster.nodes[at].disk.rot() => {
+                self.count("a bit of the log turns for good");
+                self.lose(universe, cluster, at);
+                cluster.end_node(universe, at, Fate::Reset);
+                self.at(universe, 200, Later::StartNode(at));
             }
             22 if self.may_lose(universe, cluster, at) => {
                 self.count("disk lost for good");
@@ -238,8 +236,8 @@ impl Nemesis {
                 }
             }
             26 => self.deaf_leader(universe, cluster),
-            27 => self.forgetful_voter(universe, cluster),
-            28 => {
+            27..29 => self.forgetful_voter(universe, cluster),
+            29 => {
                 let over = |at: &usize| cluster.nodes[*at].over.is_some() && !cluster.nodes[*at].lost;
                 let over = (0..cluster.nodes.len()).filter(over).find(|at| !universe.runs(cluster.nodes[*at].host));
                 if let Some(at) = over {
@@ -300,7 +298,14 @@ impl Nemesis {
     /// One follower does not reach the leader and stands for election, while the other, whose promise the leader counts on, is
     /// started anew and hears the leader no more.
     fn forgetful_voter(&mut self, universe: &mut Universe, cluster: &SimCluster) {
-        let Some((leader, others)) = leader(universe, cluster) else { return };
+        let Some((leader, mut others)) = leader(universe, cluster) else { return };
+        // One that leads another group is answered by the voter as soon as that is back, so they hear each other in time.
+        let looks = looks(universe, cluster);
+        let leads = |ip: &IpAddr| {
+            let is_there = |at: usize| universe.hosts[cluster.nodes[at].host].ip == *ip;
+            looks.iter().any(|(at, look)| look.leads && is_there(*at))
+        };
+        others.sort_by_key(|ip| !leads(ip));
         let [apart, voter] = others[..] else { return };
         let Some(node) = cluster.nodes.iter().position(|node| universe.hosts[node.host].ip == voter) else { return };
         self.count("a follower cut off, another started anew");
