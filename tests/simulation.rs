@@ -3,7 +3,7 @@
 
 use shkv_node::inspect::Bug;
 use shkv_tests::sim::many::{Sum, kept, repeat, run_many};
-use shkv_tests::sim::run::{Setup, power_lost_in_a_snapshot, run};
+use shkv_tests::sim::run::{Setup, drained_after_a_loss, power_lost_in_a_snapshot, run};
 
 /// Seeds that are run each time.
 const SEEDS: u64 = 200;
@@ -71,6 +71,14 @@ fn a_follower_that_loses_power_while_a_snapshot_comes_in_gets_another_one_soon()
         cut_off += outcome.faults.get("power lost while a snapshot came in").copied().unwrap_or_default();
     }
     assert!(cut_off >= 2, "in too few of the scenes a snapshot was cut off: {cut_off}");
+}
+
+#[test]
+fn a_node_that_is_emptied_right_after_another_has_died_leaves_a_quorum() {
+    for seed in 1..=10 {
+        let outcome = drained_after_a_loss(seed);
+        assert!(outcome.violations.is_empty(), "scene {seed}: {:?}", outcome.violations);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use clap::Parser;
 use shkv_node::inspect::Bug;
 use shkv_tests::sim::many::{Sum, keep, repeat, run_many};
-use shkv_tests::sim::run::{Outcome, Setup, run};
+use shkv_tests::sim::run::{Outcome, Setup, drained_after_a_loss, power_lost_in_a_snapshot, run};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,9 @@ struct Args {
     /// Prints what the processes log in that seed, as RUST_LOG would filter it
     #[arg(long, requires = "seed")]
     log: Option<String>,
+    /// Runs the scenes of that seed instead: what may happen to a snapshot, and to a group that becomes smaller
+    #[arg(long, requires = "seed")]
+    scenes: bool,
     /// The first of many seeds
     #[arg(long, default_value_t = 1)]
     from: u64,
@@ -59,6 +62,15 @@ fn one(args: &Args, seed: u64) -> ExitCode {
     if let Some(filter) = &args.log {
         let filter = tracing_subscriber::EnvFilter::new(filter);
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+    }
+    if args.scenes {
+        let scenes = [power_lost_in_a_snapshot(seed), drained_after_a_loss(seed)];
+        for scene in &scenes {
+            println!("{}", told(scene));
+            scene.violations.iter().for_each(|violation| println!("WRONG {violation}"));
+        }
+        let is_right = scenes.iter().all(|scene| scene.violations.is_empty());
+        return if is_right { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let first = run(Setup { seed, bug: args.plant, lines: args.trace });
     first.lines.iter().for_each(|line| println!("{line}"));

@@ -6,11 +6,12 @@ use super::faults::{Faults, Nemesis, looks};
 use super::operator::Operator;
 use super::universe::Universe;
 use super::watch::Watch;
-use super::workload::{Counts, Story};
+use super::workload::{Counts, Story, connect};
 use crate::judge::replicas;
 use crate::judge::search::Verdict;
 use parking_lot::Mutex;
 use rand::RngExt;
+use shkv_client::Admin;
 use shkv_node::inspect::{Bug, Point, ReplicaLook, RowsLook};
 use shkv_proto::ShardId;
 use shkv_proto::world::sim::Fate;
@@ -39,6 +40,9 @@ const SNAPSHOT_MS_MAX: u64 = 4_000;
 const SCENE_MS_MAX: u64 = 25_000;
 /// Entries that a follower may be behind its leader while clients are at work.
 const FEW_ENTRIES: u64 = 50;
+
+/// How long a wish has to be carried out, in milliseconds.
+const WISHED_MS: u64 = 4_000;
 
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +94,17 @@ pub fn power_lost_in_a_snapshot(seed: u64) -> Outcome {
     let mut run = Run::new(Setup { seed, bug: None, lines: false });
     if run.begin() {
         run.snapshot_scene();
+    }
+    run.finish()
+}
+
+/// A node dies, and at once an operator wishes another to be emptied. The replicas that are left must not become so few that
+/// they are no quorum without the dead one.
+#[must_use]
+pub fn drained_after_a_loss(seed: u64) -> Outcome {
+    let mut run = Run::new(Setup { seed, bug: None, lines: false });
+    if run.begin() {
+        run.drain_scene();
     }
     run.finish()
 }
@@ -170,6 +185,26 @@ impl Run {
                 .push(format!("no progress {HEAL_MS_MAX} ms after the last fault: {}", self.state()));
         }
         self.end();
+    }
+
+    fn drain_scene(&mut self) {
+        let dead = self.universe.rng.random_range(0..usize::from(FOUNDERS));
+        let emptied = (dead + 1) % usize::from(FOUNDERS);
+        self.cluster.end_node(&mut self.universe, dead, Fate::Silence);
+        let wish = Admin::Drain { node: self.cluster.nodes[emptied].name.clone(), drain: true };
+        let homes = self.cluster.homes(&self.universe);
+        self.universe.run_on(self.cluster.clients[0], async move {
+            let client = connect(&homes).await;
+            while client.admin(&wish).await.is_err() {}
+        });
+        let done = |run: &Self| run.story.counts().done;
+        for _ in 0..WISHED_MS {
+            self.step();
+        }
+        let wanted = done(self) + CALM_OPERATIONS;
+        if !self.pass(SCENE_MS_MAX, move |run| done(run) >= wanted) {
+            self.violations.push(format!("two nodes of three do not go on: {}", self.state()));
+        }
     }
 
     fn snapshot_scene(&mut self) {
