@@ -13,6 +13,7 @@ use shkv_tests::judge::removal::Removal;
 use shkv_tests::judge::replicas;
 use shkv_tests::judge::scan::{self, Scanned};
 use shkv_tests::judge::search::{Event, Verdict};
+use shkv_tests::judge::single;
 use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};
 use std::collections::BTreeMap;
 
@@ -411,10 +412,16 @@ fn invariants_that_are_broken_are_found() {
     assert!(progress.seen(&"commit", 1).is_right());
 
     let mut removal = Removal::default();
-    assert!(removal.answered(4).is_right());
-    removal.gone(4);
-    assert!(is_wrong(&removal.answered(4)));
-    assert!(removal.answered(5).is_right());
+    assert!(removal.answered(4, 100).is_right());
+    removal.gone(4, 10);
+    removal.gone(4, 20);
+    assert!(removal.answered(4, 10).is_right(), "what came to it before is still its own");
+    assert!(is_wrong(&removal.answered(4, 11)));
+    assert!(removal.answered(5, 11).is_right());
+
+    assert!(single::judge(&[vec![2], vec![0]]).is_right());
+    assert!(is_wrong(&single::judge(&[vec![2], vec![0, 2]])));
+    assert!(is_wrong(&single::judge(&[vec![], vec![0]])));
 
     let replicas = |second: Vec<u8>| replicas::judge(&[("a".into(), vec![1, 2]), ("b".into(), second)]);
     assert!(replicas(vec![1, 2]).is_right());

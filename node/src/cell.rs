@@ -120,12 +120,6 @@ impl Cell {
         now < until
     }
 
-    /// Until when it runs.
-    #[cfg(feature = "sim")]
-    pub fn lease_until(&self) -> u64 {
-        self.lease_until.load(Ordering::Acquire)
-    }
-
     /// Says who leads.
     pub fn set_leader(&self, node: Option<NodeId>) {
         self.leader.store(node.map_or(0, |node| node.0), Ordering::Relaxed);

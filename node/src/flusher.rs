@@ -5,6 +5,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: a thread of its own, because redb blocks")]
 
+#[cfg(feature = "sim")]
+use crate::inspect::{Point, reached};
 use crate::owner::{Mail, post};
 use crate::space::Space;
 use crate::store::{Base, Flush, ReplicaMeta, Store, StoreError};
@@ -167,8 +169,15 @@ impl Work {
                         self.space.set_full(true);
                         tokio::time::sleep(NO_SPACE_RETRY).await;
                     }
+                    let after = point_behind(&job);
+                    if matches!(job, Job::Flush { .. }) && reached(Point::FlushBegins) {
+                        return std::future::pending().await;
+                    }
                     if !self.goes_on_after(job) {
                         return;
+                    }
+                    if reached(after) {
+                        return std::future::pending().await;
                     }
                 }
                 Err(mpsc::TryRecvError::Empty) => woken.notified().await,
@@ -283,6 +292,19 @@ impl Work {
         if let Some(owner) = self.owners.get(owner) {
             post(owner, mail);
         }
+    }
+}
+
+/// Where a process is when it has done a job.
+#[cfg(feature = "sim")]
+fn point_behind(job: &Job) -> Point {
+    match job {
+        Job::Flush { .. } => Point::FlushDone,
+        Job::Create(..) => Point::ReplicaMade,
+        Job::Delete(..) => Point::ReplicaDeleted,
+        Job::StageBegin(..) => Point::SnapshotBegun,
+        Job::Stage(..) => Point::SnapshotRows,
+        Job::Install { .. } => Point::SnapshotWhole,
     }
 }
 

@@ -2,21 +2,32 @@
 //! is applied. Also the faults that are planted in a node to show that the judges find them. No part of the program that
 //! people run.
 
+use crate::cell::Cell;
 use crate::log::LogEntry;
 use crate::owner::Shard;
-use crate::replica::Output;
+use crate::replica::{Output, is_member};
 use crate::shared::Shared;
+use crate::steps::Step;
 use crate::table::PageLimits;
-use shkv_proto::message::{Consistency, Scan};
+use shkv_proto::message::{Consistency, Scan, SnapshotHead};
 use shkv_proto::world::sim;
-use shkv_proto::{Epoch, NodeId, ShardId};
+use shkv_proto::{Epoch, NodeId, ReplicaId, ShardId};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// Said to the simulation when an entry is applied: this word, shard, replica, index, term, and a hash of the entry.
 pub const APPLIED: u64 = 1;
 
+/// Said when a replica was removed from its group: this word, shard, the removed replica, and who applied the removal.
+pub const GONE: u64 = 2;
+/// Said when a linearizable read or a write is answered: this word, shard, replica, the moment at which it began to be
+/// handled, and whether it is a write.
+pub const SERVED: u64 = 3;
+/// Said at a [`Point`]: this word and the point.
+pub const REACHED: u64 = 4;
+
 /// What a replica takes itself for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReplicaLook {
     /// The shard.
     pub shard: u32,
@@ -34,8 +45,12 @@ pub struct ReplicaLook {
     pub revision: u64,
     /// Whether it knows itself to be of its group.
     pub of_group: bool,
-    /// For how many nanoseconds more it may answer reads by itself; none or less: it may not.
-    pub lease_left: i64,
+    /// Whether it would answer a read by itself.
+    pub may_read: bool,
+    /// Who votes in its group, as of the last applied entry.
+    pub voters: Vec<u64>,
+    /// Whether its group is between two configurations.
+    pub is_joint: bool,
 }
 
 /// Looks at a node without keeping it alive.
@@ -70,17 +85,18 @@ impl Inspector {
         self.0.upgrade().map(|shared| shared.epoch())
     }
 
-    /// What its replicas take themselves for. To be asked inside the node's runtime: it reads the clock.
+    /// What its replicas take themselves for. To be asked inside the node's runtime: it reads the clock, which a process that
+    /// was frozen has not looked at for `behind`.
     #[must_use]
-    pub fn replicas(&self) -> Vec<ReplicaLook> {
+    pub fn replicas(&self, behind: Duration) -> Vec<ReplicaLook> {
         let Some(shared) = self.0.upgrade() else { return vec![] };
-        let now = shared.clock.now();
+        let now = shared.clock.now() + behind.as_nanos() as u64;
         let looks = shared.looks.lock();
         let with_lease = |look: &ReplicaLook| {
-            let until = shared.cell(ShardId(look.shard)).map_or(0, |cell| cell.lease_until());
-            ReplicaLook { lease_left: until as i64 - now as i64, ..*look }
+            let cell = shared.cell(ShardId(look.shard))?;
+            Some(ReplicaLook { may_read: cell.lease_runs(now), ..look.clone() })
         };
-        looks.values().filter(|look| shared.cell(ShardId(look.shard)).is_some()).map(with_lease).collect()
+        looks.values().filter_map(with_lease).collect()
     }
 
     /// The rows of a replica as they are now.
@@ -122,7 +138,9 @@ pub(crate) fn look(shared: &Shared, shard: &Shard) {
         applied: shard.meta.state.index,
         revision: shard.meta.revision,
         of_group: shard.replica.is_of_group(),
-        lease_left: 0,
+        may_read: false,
+        voters: shard.meta.state.voters.iter().map(|id| id.0).collect(),
+        is_joint: !shard.meta.state.voters_outgoing.is_empty(),
     };
     shared.looks.lock().insert(look.shard, look);
 }
@@ -132,6 +150,104 @@ pub(crate) fn applied(shard: ShardId, replica: u64, entry: &LogEntry) {
     if let Some(host) = sim::here() {
         let hash = shkv_proto::hashing::frame_check(&entry.data);
         host.tell([APPLIED, u64::from(shard.0), replica, entry.index, entry.term, u64::from(hash)]);
+    }
+}
+
+/// Says which replicas are no longer of their group. What a replica knows of their nodes is no measure: one that goes through
+/// the log from its beginning knows nodes of those that are added later.
+pub(crate) fn configured(shard: ShardId, by: ReplicaId, before: &SnapshotHead, after: &SnapshotHead) {
+    let Some(host) = sim::here() else { return };
+    let members = [&before.voters, &before.voters_outgoing, &before.learners, &before.learners_next];
+    for removed in members.into_iter().flatten().filter(|id| !is_member(after, **id)) {
+        host.tell([GONE, u64::from(shard.0), removed.0, by.0, 0, 0]);
+    }
+    reached(Point::Configured);
+}
+
+/// The moment, the same on all hosts.
+pub(crate) fn moment() -> u64 {
+    sim::here().map_or(0, |host| host.moment_ms())
+}
+
+/// Says that a read is answered that began to be handled at a moment, if it is linearizable.
+pub(crate) fn served_read(cell: &Cell, consistency: Consistency, began: u64) {
+    if consistency == Consistency::Linearizable {
+        served(cell.shard, cell.replica, began, false);
+    }
+}
+
+/// Says that something is answered that began to be handled at a moment.
+pub(crate) fn served(shard: ShardId, replica: ReplicaId, began: u64, is_write: bool) {
+    if let Some(host) = sim::here() {
+        host.tell([SERVED, u64::from(shard.0), replica.0, began, u64::from(is_write), 0]);
+    }
+}
+
+/// Says that the process is at a point. Tells whether it ends there.
+pub(crate) fn reached(point: Point) -> bool {
+    sim::here().is_some_and(|host| {
+        host.tell([REACHED, point as u64, 0, 0, 0, 0]);
+        host.reaches(point as u64)
+    })
+}
+
+macro_rules! points {
+    ($($name:ident = $text:literal,)*) => {
+        /// A point of a node's work at which a simulation can end its process. Those of transactions are [`Step`]s.
+        #[expect(missing_docs, reason = "their names in words are beside them")]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+        #[repr(u64)]
+        pub enum Point { Nowhere = 0, $($name,)* }
+
+        impl Point {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// In words.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { Self::Nowhere => "nowhere", $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+points! {
+    BeforePrepare = "transaction: before it is prepared",
+    PrepareCame = "transaction: a prepare came",
+    PrepareDone = "transaction: a prepare is applied",
+    BeforeDecide = "transaction: before the decision",
+    DecideProposed = "transaction: the decision is proposed",
+    AfterDecide = "transaction: the decision is applied",
+    FinishDone = "transaction: a finish is applied",
+    BeforeLetGo = "transaction: before it is let go",
+    AfterLetGo = "transaction: let go",
+    FlushBegins = "flush: before it",
+    FlushDone = "flush: after it",
+    ReplicaMade = "replica: made on the disk",
+    ReplicaDeleted = "replica: deleted from the disk",
+    SnapshotOffered = "snapshot: about to be sent",
+    SnapshotBegun = "snapshot: begins to come in",
+    SnapshotRows = "snapshot: some of its rows are there",
+    SnapshotWhole = "snapshot: put in the place of the rows",
+    SnapshotTaken = "snapshot: its replica goes on with it",
+    Configured = "group: another configuration is applied",
+    LeadershipOffered = "group: the leadership is offered away",
+}
+
+impl From<Step> for Point {
+    fn from(step: Step) -> Self {
+        match step {
+            Step::BeforePrepare => Self::BeforePrepare,
+            Step::PrepareCame => Self::PrepareCame,
+            Step::PrepareDone => Self::PrepareDone,
+            Step::BeforeDecide => Self::BeforeDecide,
+            Step::DecideProposed => Self::DecideProposed,
+            Step::AfterDecide => Self::AfterDecide,
+            Step::FinishDone => Self::FinishDone,
+            Step::BeforeLetGo => Self::BeforeLetGo,
+            Step::AfterLetGo => Self::AfterLetGo,
+        }
     }
 }
 

@@ -43,6 +43,22 @@ impl Lease {
         }
         if stamp == 0 { 0 } else { stamp + LEASE.as_nanos() as u64 }
     }
+
+    /// Whether the lease would run if these were the voters. A step that leads to voters of whom most are silent must not be
+    /// taken: it is committed by those that vote now, and the group could never take another one.
+    #[must_use]
+    pub fn runs_with(&self, term: u64, me: ReplicaId, voters: Vec<ReplicaId>, now: u64) -> bool {
+        let configuration = SnapshotHead {
+            index: 0,
+            term,
+            voters,
+            voters_outgoing: vec![],
+            learners: vec![],
+            learners_next: vec![],
+            auto_leave: false,
+        };
+        now < self.until(term, me, &configuration, now)
+    }
 }
 
 #[cfg(test)]
@@ -94,6 +110,22 @@ mod tests {
         lease.acknowledged(7, ReplicaId(3), 900);
         assert_eq!(until(&lease, 1), 500 + length);
         assert_eq!(until(&lease, 2), 0, "a leader that goes counts in the outgoing half alone, and 5 has not heard");
+    }
+
+    #[test]
+    fn voters_of_whom_most_are_silent_have_no_lease() {
+        let length = LEASE.as_nanos() as u64;
+        let mut lease = Lease::default();
+        lease.acknowledged(7, ReplicaId(2), 500);
+        lease.acknowledged(7, ReplicaId(3), 500 + length);
+        let now = 500 + length;
+        let runs =
+            |voters: &[u64]| lease.runs_with(7, ReplicaId(1), voters.iter().copied().map(ReplicaId).collect(), now);
+        assert!(runs(&[1, 2, 3]), "two of three are heard");
+        assert!(runs(&[1, 3]));
+        assert!(!runs(&[1, 2]), "2 has been silent for as long as a lease runs");
+        assert!(!runs(&[1, 2, 4]), "and 4 was never heard");
+        assert!(runs(&[1]));
     }
 
     #[test]

@@ -275,6 +275,8 @@ fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply) {
             if may_answer(shared, &cell, consistency, look.revision)
                 && (!look.is_locked || consistency != Consistency::Linearizable) =>
         {
+            #[cfg(feature = "sim")]
+            crate::inspect::served_read(&cell, consistency, crate::inspect::moment());
             answer(reply, look, consistency);
         }
         Ok(Look { revision, .. }) if consistency != Consistency::Linearizable => {
@@ -332,12 +334,16 @@ pub async fn fresh<T, F: Future<Output = Result<T, Failure>>>(
     loop {
         let mut unlocked = pin!(cell.unlocked.notified());
         unlocked.as_mut().enable(); // a lock that is let go behind the look is not missed
+        #[cfg(feature = "sim")]
+        let began = crate::inspect::moment();
         let mut seen = look().await?;
         if !cell.lease_runs(shared.clock.now()) {
             barrier(shared, cell.shard).await?;
             seen = look().await?;
         }
         if !is_locked(&seen) {
+            #[cfg(feature = "sim")]
+            crate::inspect::served_read(cell, Consistency::Linearizable, began);
             return Ok(seen);
         }
         if Instant::now() >= deadline {

@@ -20,9 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
-/// How long the other side may take for one step of a snapshot, at most 1 MiB of it. A receiver that has lost its power may
-/// never say so, and the follower that it has become since gets nothing until it is given up here.
-const STEP_TIME_MAX: Duration = Duration::from_secs(20);
+/// How long the other side may take for one step of a snapshot. If it has lost its power after it had taken a step in, nobody
+/// ever answers it, and until it is given up the follower gets no other snapshot.
+const STEP_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// Sends a snapshot. Each chunk is answered before the next is read, so that no more than one is in memory.
 ///

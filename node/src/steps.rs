@@ -70,7 +70,11 @@ impl Steps {
 
     /// A step of the coordinator. It does not return if the transaction is to go no further.
     pub async fn reach(&self, step: Step) {
-        crash_at(step);
+        #[cfg(feature = "sim")]
+        if crate::inspect::reached(step.into()) {
+            std::future::pending::<()>().await;
+        }
+        end_at(step);
         if self.hook.as_ref().is_some_and(|hook| hook(step)) {
             std::future::pending::<()>().await;
         }
@@ -79,6 +83,12 @@ impl Steps {
 
 /// Ends the process, if the environment names this step.
 pub fn crash_at(step: Step) {
+    #[cfg(feature = "sim")]
+    crate::inspect::reached(step.into());
+    end_at(step);
+}
+
+fn end_at(step: Step) {
     static NAMED: OnceLock<Option<String>> = OnceLock::new();
     let named = NAMED.get_or_init(|| std::env::var(VARIABLE).ok());
     if named.as_deref() == Some(step.name()) {

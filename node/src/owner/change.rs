@@ -6,7 +6,7 @@ use crate::replica::change::ChangeFailure;
 use shkv_proto::message::{ChangeReplicas, Failure, ReplicaStatus};
 use shkv_proto::{ReplicaId, ShardId};
 
-/// How soon a step may be tried again that waits for another replica to lead.
+/// How soon a step may be tried again that waits for another replica to lead, or for replicas to be heard.
 const HANDOVER_RETRY_MS: u32 = 100;
 
 impl Owner {
@@ -28,7 +28,18 @@ impl Owner {
     }
 
     pub(super) fn change(&mut self, shard: ShardId, step: &ChangeReplicas) -> Result<(), Failure> {
+        let now = self.shared.clock.now();
         let shard = self.leading(shard)?;
+        let me = shard.replica.id();
+        let mut voters = shard.meta.state.voters.clone();
+        voters.retain(|id| !step.remove.contains(id));
+        voters.extend(step.promote.iter().filter(|id| !shard.meta.state.voters.contains(id)));
+        let is_heard = || shard.lease.runs_with(shard.replica.term(), me, voters.clone(), now);
+        // The balancer takes a node for alive for a while after its end. One that goes itself hands over first.
+        if voters != shard.meta.state.voters && voters.contains(&me) && !is_heard() {
+            let text = "too few of the replicas that would vote have been heard just now".into();
+            return Err(Failure::Busy { retry_after_ms: HANDOVER_RETRY_MS, text });
+        }
         match shard.replica.change(step, &shard.meta.homes) {
             Ok(()) => Ok(()),
             Err(ChangeFailure::Failure(failure)) => Err(failure),

@@ -385,6 +385,8 @@ impl Owner {
         if snapshot.0.applied() != (Mark { index: head.index, term: head.term }) {
             return shard.replica.snapshot_sent(to, false);
         }
+        #[cfg(feature = "sim")]
+        crate::inspect::reached(crate::inspect::Point::SnapshotOffered);
         self.sending.insert((message.shard.0, to), head.index);
         let (shared, me) = (self.shared.clone(), self.me);
         tokio::spawn(async move {
@@ -451,6 +453,8 @@ impl Owner {
             *view = View { active: Table::default(), sealed: None, base, revision, applied, ledger };
         }
         tracing::info!(shard = id.0, index = meta.state.index, "a snapshot was taken in");
+        #[cfg(feature = "sim")]
+        crate::inspect::reached(crate::inspect::Point::SnapshotTaken);
         shard.flushed = meta.state.index;
         shard.flushed_meta = meta.clone();
         shard.meta = meta;

@@ -121,6 +121,9 @@ struct Watched {
 struct Flight {
     mark: Mark,
     waiters: Vec<Waiter>,
+    /// When it was proposed, for the judges of a simulation.
+    #[cfg(feature = "sim")]
+    moment: u64,
 }
 
 /// A shard.
@@ -389,6 +392,8 @@ impl Shard {
 
     /// Offers the leadership to another replica.
     pub fn transfer_to(&mut self, to: ReplicaId) {
+        #[cfg(feature = "sim")]
+        crate::inspect::reached(crate::inspect::Point::LeadershipOffered);
         self.no_lease_term = self.replica.term();
         self.cell.set_lease(0);
         self.replica.transfer_to(to);
@@ -438,7 +443,12 @@ impl Shard {
                 waiters.extend(self.queue.pop_front().map(|job| job.waiter));
             }
             match self.replica.propose(group.finish()) {
-                Some(mark) => self.flights.push_back(Flight { mark, waiters }),
+                Some(mark) => self.flights.push_back(Flight {
+                    mark,
+                    waiters,
+                    #[cfg(feature = "sim")]
+                    moment: crate::inspect::moment(),
+                }),
                 None => {
                     let failure = if self.replica.leads() {
                         Failure::Busy { retry_after_ms: 50, text: "the shard's replicas do not keep up".into() }
@@ -596,6 +606,8 @@ impl Shard {
             stays
         });
         self.meta.homes = homes;
+        #[cfg(feature = "sim")]
+        crate::inspect::configured(self.cell.shard, me, &self.meta.state, &state);
         // Those who were removed are told so while this round's messages go out, and heard if they ask for votes.
         gone.into_iter().for_each(|(id, node)| self.heard_from(id, node));
         if !is_member(&state, me) {
@@ -624,6 +636,8 @@ impl Shard {
         while self.flights.front().is_some_and(|flight| flight.mark.index <= entry.index) {
             let mut flight = self.flights.pop_front()?;
             if flight.mark == (Mark { index: entry.index, term: entry.term }) {
+                #[cfg(feature = "sim")]
+                crate::inspect::served(self.cell.shard, self.replica.id(), flight.moment, true);
                 return Some(flight.waiters);
             }
             let failure = self.not_leader();

@@ -34,6 +34,9 @@ pub struct Host {
     pub bug: u64,
     /// Milliseconds that its disk takes longer than usual.
     pub disk_delay_ms: AtomicU64,
+    /// The point of its own code at which its process is to end, as a number of whoever wrote that code; 0 is none.
+    pub ends_at: AtomicU64,
+    ended_at: AtomicU64,
     told: Mutex<Vec<[u64; 6]>>,
     seed: u64,
     rng: Mutex<SmallRng>,
@@ -48,8 +51,20 @@ impl Host {
     pub fn new(ip: IpAddr, net: Arc<Net>, seed: u64, unix_began: Duration, bug: u64) -> Arc<Self> {
         let trace = net.trace().clone();
         let rng = Mutex::new(SmallRng::seed_from_u64(seed));
-        let (disk_delay_ms, told) = (AtomicU64::new(0), Mutex::default());
-        Arc::new(Self { ip, net, trace, bug, disk_delay_ms, told, seed, rng, unix_began, began: Mutex::new(None) })
+        Arc::new(Self {
+            ip,
+            net,
+            trace,
+            bug,
+            disk_delay_ms: AtomicU64::new(0),
+            ends_at: AtomicU64::new(0),
+            ended_at: AtomicU64::new(0),
+            told: Mutex::default(),
+            seed,
+            rng,
+            unix_began,
+            began: Mutex::new(None),
+        })
     }
 
     /// Makes this the host that code finds itself on, until what is returned is dropped.
@@ -80,6 +95,30 @@ impl Host {
     #[must_use]
     pub fn take_told(&self) -> Vec<[u64; 6]> {
         std::mem::take(&mut *self.told.lock())
+    }
+
+    /// The process is at a point of its code. Tells whether it ends there: from now on nobody hears of it, and whoever runs
+    /// the simulation takes it away at the end of the millisecond.
+    pub fn reaches(&self, point: u64) -> bool {
+        let ends = point != 0 && self.ends_at.load(Ordering::Relaxed) == point;
+        if ends {
+            self.ends_at.store(0, Ordering::Relaxed);
+            self.ended_at.store(point, Ordering::Relaxed);
+            self.net.down(self.ip, Fate::Silence);
+        }
+        ends
+    }
+
+    /// The point of its code at which the process has ended; 0 if it has not.
+    #[must_use]
+    pub fn ended_at(&self) -> u64 {
+        self.ended_at.load(Ordering::Relaxed)
+    }
+
+    /// Milliseconds since the simulation began: the same for all hosts, whatever their clocks show.
+    #[must_use]
+    pub fn moment_ms(&self) -> u64 {
+        self.trace.0.lock().now_ms
     }
 
     /// How long the disk takes for something, `usual` milliseconds at the most when all is well.

@@ -3,9 +3,12 @@
 use clap::Parser;
 use shkv_node::inspect::Bug;
 use shkv_tests::sim::many::{Sum, keep, repeat, run_many};
-use shkv_tests::sim::run::{Outcome, Setup, run};
+use shkv_tests::sim::run::{Outcome, Setup, drained_after_a_loss, power_lost_in_a_snapshot, run};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+/// Seeds between two lines that say how far it is.
+const SPEAKS_EVERY: u64 = 50;
 
 /// Simulates clusters under faults and judges what they tell.
 #[derive(Parser)]
@@ -19,6 +22,9 @@ struct Args {
     /// Prints what the processes log in that seed, as RUST_LOG would filter it
     #[arg(long, requires = "seed")]
     log: Option<String>,
+    /// Runs the scenes of that seed instead: what may happen to a snapshot, and to a group that becomes smaller
+    #[arg(long, requires = "seed")]
+    scenes: bool,
     /// The first of many seeds
     #[arg(long, default_value_t = 1)]
     from: u64,
@@ -57,6 +63,15 @@ fn one(args: &Args, seed: u64) -> ExitCode {
         let filter = tracing_subscriber::EnvFilter::new(filter);
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
     }
+    if args.scenes {
+        let scenes = [power_lost_in_a_snapshot(seed), drained_after_a_loss(seed)];
+        for scene in &scenes {
+            println!("{}", told(scene));
+            scene.violations.iter().for_each(|violation| println!("WRONG {violation}"));
+        }
+        let is_right = scenes.iter().all(|scene| scene.violations.is_empty());
+        return if is_right { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let first = run(Setup { seed, bug: args.plant, lines: args.trace });
     first.lines.iter().for_each(|line| println!("{line}"));
     println!("{}", told(&first));
@@ -69,8 +84,8 @@ fn one(args: &Args, seed: u64) -> ExitCode {
 }
 
 fn told(outcome: &Outcome) -> String {
-    let Outcome { seed, trace: (hash, events), simulated_ms, faults, counts, .. } = outcome;
-    format!("seed {seed}: trace {hash:016x} of {events} events, {simulated_ms} ms, {counts:?}, {faults:?}")
+    let Outcome { seed, trace: (hash, events), simulated_ms, faults, counts, crashes, .. } = outcome;
+    format!("seed {seed}: trace {hash:016x} of {events} events, {simulated_ms} ms, {counts:?}, {faults:?}, {crashes:?}")
 }
 
 #[expect(clippy::disallowed_methods, reason = "tells how fast it is")]
@@ -91,7 +106,7 @@ fn many(args: &Args) -> ExitCode {
         );
     };
     let more = |sum: &Sum| {
-        if sum.seeds.is_multiple_of(50) {
+        if sum.seeds.is_multiple_of(SPEAKS_EVERY) {
             speak(sum);
         }
         let goes_on = args.keep_going || sum.failed.is_empty();
@@ -110,6 +125,9 @@ fn many(args: &Args) -> ExitCode {
     };
     let sum = run_many(seeds, args.threads, args.plant, more, each);
     speak(&sum);
-    println!("{:#?}", sum.faults);
+    for (title, counts) in [("faults", &sum.faults), ("reached", &sum.reached), ("ended at", &sum.crashes)] {
+        println!("{title}:");
+        counts.iter().for_each(|(what, count)| println!("{count:>10}  {what}"));
+    }
     if sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

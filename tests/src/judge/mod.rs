@@ -17,3 +17,4 @@ pub mod removal;
 pub mod replicas;
 pub mod scan;
 pub mod search;
+pub mod single;

@@ -1,25 +1,40 @@
-//! Does a replica serve that was removed? Once the cluster has said that a node is gone, whatever answers under its
-//! identity is a ghost.
+//! Does a replica serve that was removed? Once the group is led by another that has done without it, whatever the removed
+//! one begins to answer comes from a ghost: nobody waits for it any more before a row is changed.
 
 use super::search::Verdict;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
 
-/// Nodes that the cluster has removed.
-#[derive(Clone, Debug, Default)]
-pub struct Removal(BTreeSet<u64>);
+/// Who was removed, and when that was first seen.
+#[derive(Clone, Debug)]
+pub struct Removal<Who>(BTreeMap<Who, u64>);
 
-impl Removal {
-    /// The cluster says that a node is gone.
-    pub fn gone(&mut self, node: u64) {
-        self.0.insert(node);
+impl<Who> Default for Removal<Who> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<Who: Ord + Copy + Debug> Removal<Who> {
+    /// Somebody is seen to be removed.
+    pub fn gone(&mut self, who: Who, now: u64) {
+        self.0.entry(who).or_insert(now);
     }
 
-    /// A node has answered an operation that was called after it was gone.
+    /// Somebody has answered what came to him at `began`.
     #[must_use]
-    pub fn answered(&self, node: u64) -> Verdict {
-        match self.0.contains(&node) {
-            true => Verdict::Wrong(format!("node {node} was removed and still serves")),
-            false => Verdict::Right,
+    pub fn answered(&self, who: Who, began: u64) -> Verdict {
+        match self.0.get(&who) {
+            Some(gone) if began > *gone => {
+                Verdict::Wrong(format!("{who:?} was removed at {gone} and serves what came to it at {began}"))
+            }
+            Some(_) | None => Verdict::Right,
         }
+    }
+
+    /// How many were removed.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
     }
 }

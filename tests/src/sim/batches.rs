@@ -1,33 +1,28 @@
-//! Clients that send batches over several shards, each with an id by which it is known when it is sent again: a bank, and
-//! lists and counters that are read and then written if nobody else has written meanwhile.
+//! Clients that do batches over several shards: a bank, lists and counters that are read and then written if nobody else has
+//! written meanwhile, and one thing that moves from place to place, so that rows come and go.
 
+use super::sender::{Asker, Became};
 use crate::judge::bank::{self, Bank};
 use crate::judge::counter::{self, Increments};
 use crate::judge::list::{self, Appends};
 use crate::judge::search::{Event, Verdict};
+use crate::judge::single;
 use parking_lot::Mutex;
 use rand::RngExt;
-use shkv_proto::link::{CallError, Link, LinkError};
-use shkv_proto::message::{Batch, BatchDone, BatchOp, Condition, Failure, Hello, MapDone, Role, WriteId};
-use shkv_proto::route::Routes;
-use shkv_proto::{Frame, Header, Kind, NodeId, ShardId, codec, world};
+use shkv_proto::message::{BatchOp, Condition};
+use shkv_proto::world;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// Accounts of the bank, with what each begins with.
 const ACCOUNTS: usize = 4;
 const BEGINS_WITH: i64 = 100;
 /// Bytes of a number in a row.
 const NUMBER_BYTES: usize = 8;
-/// How long one batch may take, with all its attempts.
-const BATCH_TIME_MAX: Duration = Duration::from_secs(4);
-/// How long one attempt may take.
-const ATTEMPT_TIME_MAX: Duration = Duration::from_millis(900);
-/// The keyspace.
-const KEYSPACE: &str = "default";
+/// Places at one of which the thing is that moves.
+const PLACES: usize = 4;
 /// Transfers that are judged: the search takes long over many.
 const BANK_EVENTS_MAX: usize = 120;
 
@@ -47,28 +42,17 @@ struct Told {
     bank: Vec<Event<bank::Op>>,
     appends: Appends,
     increments: Increments,
+    /// Where the thing was that moves, each time that somebody looked at all places.
+    places: Vec<Vec<usize>>,
     done: u64,
-}
-
-/// What became of a batch.
-enum Became {
-    Done(Vec<Option<(u64, Vec<u8>)>>),
-    Not,
-    Unknown,
-}
-
-/// A client of its own: it speaks the protocol and decides itself when to send again.
-struct Sender {
-    homes: Vec<String>,
-    links: BTreeMap<String, Link>,
-    routes: Option<Routes>,
-    client: u64,
-    sequence: u64,
-    tries: u32,
 }
 
 fn account(at: usize) -> Vec<u8> {
     format!("bank/{at}").into_bytes()
+}
+
+fn place(at: usize) -> Vec<u8> {
+    format!("place/{at}").into_bytes()
 }
 
 fn number(bytes: &[u8]) -> i64 {
@@ -77,120 +61,6 @@ fn number(bytes: &[u8]) -> i64 {
 
 fn numbers(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks(NUMBER_BYTES).map(|bytes| number(bytes) as u64).collect()
-}
-
-impl Sender {
-    fn link(&mut self, addr: &str) -> Link {
-        let open = || Link::open(addr, Hello::ours(None, Role::Client), |_| Ok(()));
-        self.links.entry(addr.to_owned()).or_insert_with(open).clone()
-    }
-
-    async fn learn(&mut self) {
-        let home = self.homes[self.tries as usize % self.homes.len()].clone();
-        let link = self.link(&home);
-        let asked = link.ask::<MapDone>(Frame::new(Header::new(Kind::Map), vec![], vec![]), soon()).await;
-        if let Ok((done, _)) = asked {
-            let routes = Routes::new(done.map, self.routes.as_ref());
-            done.leaders.iter().for_each(|(shard, node)| routes.note_leader(*shard, *node));
-            self.routes = Some(routes);
-        }
-    }
-
-    /// Sends a batch until its outcome is known or its time is up. The same id goes with every attempt.
-    async fn batch(&mut self, ops: &[BatchOp<'_>], values: &[u8]) -> Became {
-        let began = Instant::now();
-        self.sequence += 1;
-        let mut may_be_done = false;
-        loop {
-            let age_ms = began.elapsed().as_millis() as u32;
-            if began.elapsed() > BATCH_TIME_MAX {
-                return if may_be_done { Became::Unknown } else { Became::Not };
-            }
-            self.tries = self.tries.wrapping_add(1);
-            let id = WriteId { client: self.client, sequence: self.sequence, answered: self.sequence - 1, age_ms };
-            match self.attempt(ops, values, id).await {
-                Ok(became) => return became,
-                Err(Attempt::Not) => {}
-                Err(Attempt::Unknown) => may_be_done = true,
-            }
-            let pause = world::rng().random_range(10..120);
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-        }
-    }
-
-    async fn attempt(&mut self, ops: &[BatchOp<'_>], values: &[u8], id: WriteId) -> Result<Became, Attempt> {
-        if self.routes.is_none() || self.tries.is_multiple_of(4) {
-            self.learn().await;
-        }
-        let (shard, node, addr, head) = {
-            let routes = self.routes.as_ref().ok_or(Attempt::Not)?;
-            let keyspace = routes.map().keyspace(KEYSPACE).ok_or(Attempt::Not)?.id;
-            let shards = ops.iter().filter_map(|op| routes.shard_of(keyspace, op.key()));
-            let info = shards.min_by_key(|info| info.id).ok_or(Attempt::Not)?;
-            let target = routes.target(info, shkv_proto::message::Consistency::Linearizable, b"", self.tries);
-            let node = target.ok_or(Attempt::Not)?;
-            let addr = routes.map().node(node).ok_or(Attempt::Not)?.addr.clone();
-            let batch = Batch { keyspace, ops: ops.to_vec(), id: Some(id) };
-            (info.id, node, addr, codec::encode(&batch).map_err(|_| Attempt::Not)?)
-        };
-        let link = self.link(&addr);
-        let frame = Frame::new(Header { shard, ..Header::new(Kind::Batch) }, head, values.to_vec());
-        match link.ask::<BatchDone>(frame, soon()).await {
-            Ok((done, tail)) => Ok(Became::Done(rows_of(&done, &tail))),
-            Err(CallError::Failure(failure)) => self.failed(shard, node, &failure),
-            Err(CallError::Link(LinkError::NotSent(_))) => {
-                self.note(shard, node, None);
-                Err(Attempt::Not)
-            }
-            Err(CallError::Link(LinkError::Lost(_) | LinkError::Expired)) => {
-                self.note(shard, node, None);
-                Err(Attempt::Unknown)
-            }
-        }
-    }
-
-    fn failed(&self, shard: ShardId, node: NodeId, failure: &Failure) -> Result<Became, Attempt> {
-        match failure {
-            Failure::Condition { .. } => Ok(Became::Not),
-            // What is refused now may have been done by an attempt before.
-            Failure::Refusal { .. } => Ok(Became::Unknown),
-            Failure::NotLeader { hint } => {
-                self.note(shard, node, *hint);
-                Err(Attempt::Not)
-            }
-            Failure::WrongShard { .. } | Failure::Busy { .. } | Failure::Behind { .. } | Failure::Aborted { .. } => {
-                Err(Attempt::Not)
-            }
-            Failure::Unknown { .. } => Err(Attempt::Unknown),
-        }
-    }
-
-    fn note(&self, shard: ShardId, node: NodeId, hint: Option<NodeId>) {
-        if let Some(routes) = &self.routes {
-            routes.note_not_leader(shard, node, hint);
-        }
-    }
-}
-
-/// What became of an attempt that does not settle it.
-enum Attempt {
-    Not,
-    Unknown,
-}
-
-fn soon() -> Instant {
-    Instant::now() + ATTEMPT_TIME_MAX
-}
-
-fn rows_of(done: &BatchDone, tail: &[u8]) -> Vec<Option<(u64, Vec<u8>)>> {
-    let mut rest = tail;
-    let mut row = |read: &Option<shkv_proto::message::RowRead>| {
-        let read = (*read)?;
-        let (value, behind) = rest.split_at_checked(read.value_bytes as usize)?;
-        rest = behind;
-        Some((read.version, value.to_vec()))
-    };
-    done.rows.iter().map(&mut row).collect()
 }
 
 impl Ledger {
@@ -215,18 +85,18 @@ impl Ledger {
         self.told.lock().done
     }
 
-    /// Works until it is told to stop.
-    pub async fn work(self: Arc<Self>, homes: Vec<String>) {
+    /// Works until it is told to stop, by the client that applications embed or by one of its own.
+    pub async fn work(self: Arc<Self>, homes: Vec<String>, by_library: bool) {
         self.workers.fetch_add(1, Ordering::Relaxed);
-        let client = world::rng().random_range(1..=u64::MAX);
-        let mut sender = Sender { homes, links: BTreeMap::new(), routes: None, client, sequence: 0, tries: 0 };
-        self.open_accounts(&mut sender).await;
+        let mut asker = if by_library { Asker::library(&homes).await } else { Asker::own(homes) };
+        self.open_accounts(&mut asker).await;
         while !self.stop.load(Ordering::Relaxed) {
-            match world::rng().random_range(0..10) {
-                0..4 => self.transfer(&mut sender).await,
-                4..6 => self.look(&mut sender).await,
-                6..8 => self.append(&mut sender).await,
-                _ => self.increment(&mut sender).await,
+            match world::rng().random_range(0..12) {
+                0..4 => self.transfer(&mut asker).await,
+                4..6 => self.look(&mut asker).await,
+                6..8 => self.append(&mut asker).await,
+                8..10 => self.go_elsewhere(&mut asker).await,
+                _ => self.increment(&mut asker).await,
             }
             let pause = world::rng().random_range(0..150);
             tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -235,23 +105,24 @@ impl Ledger {
     }
 
     /// Every worker tries; one of them finds no accounts.
-    async fn open_accounts(&self, sender: &mut Sender) {
+    async fn open_accounts(&self, asker: &mut Asker) {
         let keys: Vec<Vec<u8>> = (0..ACCOUNTS).map(account).collect();
         let put = |key| BatchOp::Put { key, value_bytes: NUMBER_BYTES as u32, condition: Condition::Absent };
-        let ops: Vec<BatchOp<'_>> = keys.iter().map(|key| put(&key[..])).collect();
-        let values = BEGINS_WITH.to_le_bytes().repeat(ACCOUNTS);
+        let thing = place(0);
+        let ops: Vec<BatchOp<'_>> = keys.iter().chain([&thing]).map(|key| put(&key[..])).collect();
+        let values = BEGINS_WITH.to_le_bytes().repeat(ACCOUNTS + 1);
         while !self.stop.load(Ordering::Relaxed) {
-            let _ = sender.batch(&ops, &values).await; // whoever did it, the next read tells
-            if self.read_all(sender).await.is_some() {
+            let _ = asker.batch(&ops, &values).await; // whoever did it, the next read tells
+            if self.read_all(asker).await.is_some() {
                 return;
             }
         }
     }
 
-    async fn read_all(&self, sender: &mut Sender) -> Option<Vec<(u64, i64)>> {
+    async fn read_all(&self, asker: &mut Asker) -> Option<Vec<(u64, i64)>> {
         let keys: Vec<Vec<u8>> = (0..ACCOUNTS).map(account).collect();
         let ops: Vec<BatchOp<'_>> = keys.iter().map(|key| BatchOp::Read { key }).collect();
-        match sender.batch(&ops, b"").await {
+        match asker.batch(&ops, b"").await {
             Became::Done(rows) => {
                 rows.into_iter().map(|row| row.map(|(version, value)| (version, number(&value)))).collect()
             }
@@ -259,9 +130,9 @@ impl Ledger {
         }
     }
 
-    async fn look(&self, sender: &mut Sender) {
+    async fn look(&self, asker: &mut Asker) {
         let from = self.now();
-        let Some(rows) = self.read_all(sender).await else { return };
+        let Some(rows) = self.read_all(asker).await else { return };
         let until = Some(self.now());
         let op = bank::Op::Read(rows.iter().map(|(_, balance)| *balance).enumerate().collect());
         let mut told = self.told.lock();
@@ -269,12 +140,12 @@ impl Ledger {
         told.bank.push(Event { op, from, until });
     }
 
-    async fn transfer(&self, sender: &mut Sender) {
+    async fn transfer(&self, asker: &mut Asker) {
         let from_at = world::rng().random_range(0..ACCOUNTS);
         let to_at = (from_at + world::rng().random_range(1..ACCOUNTS)) % ACCOUNTS;
         let amount = world::rng().random_range(1..30_i64);
         let from = self.now();
-        let Some(rows) = self.read_all(sender).await else { return };
+        let Some(rows) = self.read_all(asker).await else { return };
         if rows[from_at].1 < amount {
             return;
         }
@@ -286,7 +157,7 @@ impl Ledger {
         };
         let ops = [put(&a[..], rows[from_at].0), put(&b[..], rows[to_at].0)];
         let values = [(rows[from_at].1 - amount).to_le_bytes(), (rows[to_at].1 + amount).to_le_bytes()].concat();
-        let (done, until) = match sender.batch(&ops, &values).await {
+        let (done, until) = match asker.batch(&ops, &values).await {
             Became::Done(_) => (Some(true), Some(self.now())),
             Became::Unknown => (None, None),
             Became::Not => return,
@@ -296,22 +167,41 @@ impl Ledger {
         told.bank.push(Event { op: bank::Op::Transfer { from: from_at, to: to_at, amount, done }, from, until });
     }
 
+    /// Looks where the thing is that moves, and moves it: one row goes, another comes, in one step.
+    async fn go_elsewhere(&self, asker: &mut Asker) {
+        let keys: Vec<Vec<u8>> = (0..PLACES).map(place).collect();
+        let ops: Vec<BatchOp<'_>> = keys.iter().map(|key| BatchOp::Read { key }).collect();
+        let Became::Done(rows) = asker.batch(&ops, b"").await else { return };
+        let found: Vec<usize> = (0..PLACES).filter(|at| rows.get(*at).is_some_and(Option::is_some)).collect();
+        let here = found.first().copied().and_then(|at| Some((at, rows[at].as_ref()?.0)));
+        self.told.lock().places.push(found);
+        let Some((at, version)) = here else { return };
+        let to = (at + world::rng().random_range(1..PLACES)) % PLACES;
+        let ops = [
+            BatchOp::Delete { key: &keys[at], condition: Condition::Version(version) },
+            BatchOp::Put { key: &keys[to], value_bytes: NUMBER_BYTES as u32, condition: Condition::Absent },
+        ];
+        if let Became::Done(_) = asker.batch(&ops, &(to as i64).to_le_bytes()).await {
+            self.told.lock().done += 1;
+        }
+    }
+
     /// Reads a row and writes what `change` makes of it, if nobody has written it meanwhile.
-    async fn change(&self, sender: &mut Sender, key: &[u8], change: impl Fn(&[u8]) -> Vec<u8>) -> Option<Became> {
-        let Became::Done(rows) = sender.batch(&[BatchOp::Read { key }], b"").await else { return None };
+    async fn change(&self, asker: &mut Asker, key: &[u8], change: impl Fn(&[u8]) -> Vec<u8>) -> Option<Became> {
+        let Became::Done(rows) = asker.batch(&[BatchOp::Read { key }], b"").await else { return None };
         let (condition, before) = match rows.into_iter().next().flatten() {
             Some((version, value)) => (Condition::Version(version), value),
             None => (Condition::Absent, vec![]),
         };
         let value = change(&before);
         let put = BatchOp::Put { key, value_bytes: value.len() as u32, condition };
-        Some(sender.batch(&[put], &value).await)
+        Some(asker.batch(&[put], &value).await)
     }
 
-    async fn append(&self, sender: &mut Sender) {
+    async fn append(&self, asker: &mut Asker) {
         let element = self.elements.fetch_add(1, Ordering::Relaxed);
         let read = Mutex::new(vec![]);
-        let became = self.change(sender, b"list", |before| {
+        let became = self.change(asker, b"list", |before| {
             *read.lock() = numbers(before);
             [before, &element.to_le_bytes()].concat()
         });
@@ -327,9 +217,9 @@ impl Ledger {
         told.appends.reads.push(read.into_inner());
     }
 
-    async fn increment(&self, sender: &mut Sender) {
+    async fn increment(&self, asker: &mut Asker) {
         let plus_one = |before: &[u8]| (if before.is_empty() { 1 } else { number(before) + 1 }).to_le_bytes().to_vec();
-        let became = self.change(sender, b"counter", plus_one).await;
+        let became = self.change(asker, b"counter", plus_one).await;
         let mut told = self.told.lock();
         match became {
             Some(Became::Done(_)) => (told.increments.done, told.done) = (told.increments.done + 1, told.done + 1),
@@ -356,6 +246,11 @@ impl Ledger {
         let is_open = !told.bank.is_empty();
         if is_open && balances.iter().sum::<i64>() != BEGINS_WITH * ACCOUNTS as i64 {
             say("bank", Verdict::Wrong(format!("money was made or lost: {balances:?}")));
+        }
+        let mut places = told.places.clone();
+        places.push((0..PLACES).filter(|at| found.contains_key(&place(*at))).collect());
+        if is_open {
+            say("the thing that moves", single::judge(&places));
         }
         let events = begun_first(&told.bank);
         say("bank", bank::judge(&Bank(vec![BEGINS_WITH; ACCOUNTS]), &events));

@@ -2,8 +2,10 @@
 
 use super::disk::SimDisk;
 use super::universe::Universe;
+use super::yard::{Order, Yard};
 use parking_lot::Mutex;
 use rand::RngExt;
+use shkv_balancer::provision::NoProvisioner;
 use shkv_balancer::{Balancer, BalancerConfig, Bootstrap};
 use shkv_node::inspect::Inspector;
 use shkv_node::{Node, NodeConfig, Tuning};
@@ -30,8 +32,24 @@ pub struct NodeHost {
     pub disk: SimDisk,
     /// What its process says.
     pub said: Arc<Said>,
+    /// By which name its provisioner knows it.
+    pub instance: String,
     /// Why it is not to be started again, if it is not.
     pub over: Option<String>,
+    /// Whether its disk is gone for good, with all that was on it.
+    pub lost: bool,
+    /// How often it has refused its log since its disk was last empty.
+    pub refusals: u32,
+}
+
+/// Why a process ended.
+pub enum Ended {
+    /// Its disk was without power in the middle of what it did.
+    PowerGone,
+    /// It came to the point of its code at which it was to end.
+    AtPoint,
+    /// It gave up, or did not start, and said this.
+    Said(String),
 }
 
 /// What a process says of itself.
@@ -53,10 +71,21 @@ pub struct SimCluster {
     pub balancers: Vec<usize>,
     /// The hosts of its clients.
     pub clients: Vec<usize>,
+    /// Where it gets machines from, if it can get any.
+    pub yard: Option<Yard>,
     tuning: Tuning,
     shards: u32,
     founders: usize,
+    /// Machines that are being given out or taken back, and until when in milliseconds.
+    orders: Vec<(u64, Order)>,
 }
+
+/// How long a machine takes to be there, in milliseconds at the most.
+const ORDER_MS_MAX: u64 = 1_500;
+/// How long a node that is not needed any more may take to stop in good order.
+const STOP_MS_MAX: u64 = 4_000;
+/// The group of addresses that nodes have.
+const NODES_GROUP: u8 = 0;
 
 impl SimCluster {
     /// The hosts and disks of a cluster; nothing runs yet. The `late` nodes are none of those that found it.
@@ -71,10 +100,20 @@ impl SimCluster {
             threads: 1,
         };
         let shards = universe.rng.random_range(1..=3);
-        let mut cluster =
-            Self { nodes: vec![], balancers: vec![], clients: vec![], tuning, shards, founders: nodes.into() };
-        for number in 1..=nodes + late {
-            cluster.add_node(universe, number);
+        let yard = universe.rng.random_bool(0.5).then(Yard::default);
+        let mut cluster = Self {
+            nodes: vec![],
+            balancers: vec![],
+            clients: vec![],
+            yard,
+            tuning,
+            shards,
+            founders: nodes.into(),
+            orders: vec![],
+        };
+        for number in 0..nodes + late {
+            let name = format!("Server{number}");
+            cluster.add_node(universe, name.clone(), name);
         }
         for number in 1..=balancers {
             cluster.balancers.push(universe.add(format!("balancer-{number}"), 1, number));
@@ -85,13 +124,81 @@ impl SimCluster {
         cluster
     }
 
-    /// One more node's host and disk.
-    pub fn add_node(&mut self, universe: &mut Universe, number: u8) {
-        let name = format!("Server{}", number - 1);
-        let host = universe.add(name.clone(), 0, number);
-        let disk =
-            SimDisk::new(PathBuf::from(format!("/{name}")), universe.rng.random(), CAPACITY, universe.trace.clone());
-        self.nodes.push(NodeHost { host, name, disk, said: Arc::default(), over: None });
+    /// One more node's host and disk. Returns which it is.
+    pub fn add_node(&mut self, universe: &mut Universe, name: String, instance: String) -> usize {
+        let number = self.nodes.len() as u8 + 1;
+        let host = universe.add(name.clone(), NODES_GROUP, number);
+        let disk = SimDisk::new(
+            PathBuf::from(format!("/{instance}")),
+            universe.rng.random(),
+            CAPACITY,
+            universe.trace.clone(),
+        );
+        let said = Arc::default();
+        self.nodes.push(NodeHost { host, name, disk, said, instance, over: None, lost: false, refusals: 0 });
+        self.nodes.len() - 1
+    }
+
+    /// What the balancers ask for is done, each after a while. Returns what was done.
+    pub fn do_orders(&mut self, universe: &mut Universe) -> Vec<&'static str> {
+        let Some(yard) = self.yard.clone() else { return vec![] };
+        for order in yard.take_orders() {
+            let after = match &order {
+                Order::Start(..) => universe.rng.random_range(0..ORDER_MS_MAX),
+                Order::Remove(instance, _) => {
+                    let node = self.nodes.iter_mut().find(|node| node.instance == *instance);
+                    node.map_or(0, |node| {
+                        node.over.get_or_insert("its machine is given back".into());
+                        node.said.stop.notify_one();
+                        STOP_MS_MAX
+                    })
+                }
+            };
+            self.orders.push((universe.now_ms + after, order));
+        }
+        let mut done = Vec::new();
+        for (due, order) in std::mem::take(&mut self.orders) {
+            match order {
+                Order::Start(spec, answer) if due <= universe.now_ms => {
+                    let at = self.add_node(universe, spec.name, spec.instance);
+                    self.start_node(universe, at);
+                    let _ = answer.send(Ok(())); // whoever asked may be gone
+                    done.push("machine given out");
+                }
+                Order::Remove(instance, answer) => {
+                    let at = self.nodes.iter().position(|node| node.instance == instance);
+                    if let Some(at) = at.filter(|at| universe.runs(self.nodes[*at].host)) {
+                        if due > universe.now_ms {
+                            self.orders.push((due, Order::Remove(instance, answer)));
+                            continue;
+                        }
+                        self.end_node(universe, at, Fate::Reset);
+                    }
+                    if let Some(at) = at.filter(|at| !self.nodes[*at].lost) {
+                        self.nodes[at].disk.wipe();
+                        self.nodes[at].lost = true;
+                        done.push("machine taken back");
+                    }
+                    yard.removed(&instance);
+                    let _ = answer.send(Ok(())); // whoever asked may be gone
+                }
+                order @ Order::Start(..) => self.orders.push((due, order)),
+            }
+        }
+        done
+    }
+
+    /// A node's disk is gone with all that was on it. Its machine goes, too, if the cluster can get others.
+    pub fn lose_disk(&mut self, universe: &mut Universe, at: usize) {
+        self.end_node(universe, at, Fate::Silence);
+        let node = &mut self.nodes[at];
+        node.disk.wipe();
+        node.refusals = 0;
+        if let Some(yard) = &self.yard {
+            yard.lost(&node.instance);
+            node.over = Some("its machine is lost".into());
+            node.lost = true;
+        }
     }
 
     /// The address of a host's process.
@@ -110,10 +217,16 @@ impl SimCluster {
     pub fn start_node(&mut self, universe: &mut Universe, at: usize) {
         let homes = self.homes(universe);
         let node = &mut self.nodes[at];
+        let mut instance = String::new(); // of nobody's, if it was started by hand
+        if let Some(yard) = &self.yard {
+            yard.keeps(&node.instance, &node.name);
+            instance.clone_from(&node.instance);
+        }
         node.said = Arc::default();
         let said = node.said.clone();
         let config = NodeConfig {
             join: homes,
+            instance,
             tuning: self.tuning,
             ..NodeConfig::new(&node.name, node.disk.path_buf(), Self::addr(universe, node.host))
         };
@@ -151,8 +264,9 @@ impl SimCluster {
         universe.end(node.host, fate);
     }
 
-    /// Ends the processes that have ended by themselves, or whose power has gone. Returns their number and why.
-    pub fn look_for_ends(&mut self, universe: &mut Universe) -> Vec<(usize, String)> {
+    /// Ends the processes that have ended by themselves, or whose power has gone. Returns their number and why. One that ended
+    /// at a point of its code is still to be taken away.
+    pub fn look_for_ends(&mut self, universe: &mut Universe) -> Vec<(usize, Ended)> {
         let mut ends = Vec::new();
         for at in 0..self.nodes.len() {
             let node = &self.nodes[at];
@@ -161,14 +275,18 @@ impl SimCluster {
             }
             if node.disk.is_dark() {
                 self.end_node(universe, at, Fate::Silence);
-                ends.push((at, "the power went".to_owned()));
+                ends.push((at, Ended::PowerGone));
                 continue;
+            }
+            if universe.context(node.host).is_some_and(|context| context.ended_at() != 0) {
+                ends.push((at, Ended::AtPoint));
+                continue; // whoever sees to it says how
             }
             let ended = node.said.ended.lock().clone();
             if let Some(reason) = ended {
                 universe.trace.note(&[23, at as u64], || format!("{} ended: {reason}", self.nodes[at].name));
                 self.end_node(universe, at, Fate::Reset);
-                ends.push((at, reason));
+                ends.push((at, Ended::Said(reason)));
             }
         }
         ends
@@ -184,6 +302,10 @@ impl SimCluster {
             bootstrap: (at == 0).then_some(bootstrap),
             expect: self.founders,
             replace_after: REPLACE_AFTER,
+            provisioner: match &self.yard {
+                Some(yard) => Arc::new(yard.clone()),
+                None => Arc::new(NoProvisioner),
+            },
             ..BalancerConfig::new(Self::addr(universe, host))
         };
         universe.start(host, async move {

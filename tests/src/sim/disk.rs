@@ -1,8 +1,12 @@
 //! A disk: it loses what was not synced when the power goes, tears writes at the grain of its sectors, fills up, fails to
-//! sync, and can lose its power in the middle of what it does.
+//! sync, can lose its power in the middle of what it does, and rots.
+//!
+//! Only the log rots here. redb looks at the checks of its pages when it repairs a file, not when it reads one, so a bit
+//! that turns in its file need not be noticed; and the last write of the log cannot be told from a torn one.
 //!
 //! What was renamed or synced is there for good. A file that was removed may be back, as long as no name was synced since.
 
+use super::file::File;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -13,11 +17,16 @@ use shkv_proto::world::sim::Trace;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What a disk writes whole or not at all.
-const SECTOR_BYTES: usize = 512;
+/// Longest read that is taken for one of a single record.
+const RECORD_READ_BYTES_MAX: usize = 4096;
+
+/// The folder of the log, and what its segments in use are called.
+const LOG: &str = "log/";
+const SEGMENT: &str = ".log";
 
 /// A disk with the data directory of one node.
 #[derive(Clone)]
@@ -40,11 +49,15 @@ struct State {
     capacity: u64,
     /// Handles of an earlier process are of no use.
     life: u64,
-    /// Writes and syncs after which the power goes.
-    power_for: Option<u64>,
+    /// Writes and syncs after which the power goes, and whether only those of the rows count.
+    power_for: Option<(u64, bool)>,
     power: bool,
+    /// During what the power went, since that was last asked.
+    dark_at: Option<&'static str>,
     fail_sync: bool,
-    rot_reads: u64,
+    rot_next_read: bool,
+    /// The file of the log with the last write that was synced.
+    last_log: Option<u64>,
     stats: DiskStats,
 }
 
@@ -61,22 +74,16 @@ pub struct DiskStats {
     pub failed_syncs: u64,
     /// Writes that found no space.
     pub full: u64,
-    /// Reads that brought something else than was written.
+    /// Reads of the log at a start that brought something else than was written.
+    pub rotten_starts: u64,
+    /// Reads of a single entry that did.
+    pub rotten_reads: u64,
+    /// Bits of the log that turned for good.
     pub rotten: u64,
-}
-
-#[derive(Clone, Default)]
-struct File {
-    bytes: Vec<u8>,
-    /// What is on the disk for good.
-    durable: Vec<u8>,
-    pending: Vec<Pending>,
-}
-
-#[derive(Clone)]
-enum Pending {
-    Write(u64, Vec<u8>),
-    Resize(u64),
+    /// Segments of the log that were opened.
+    pub segments: u64,
+    /// Segments of the log that were let go.
+    pub released: u64,
 }
 
 impl SimDisk {
@@ -94,8 +101,10 @@ impl SimDisk {
             life: 0,
             power_for: None,
             power: true,
+            dark_at: None,
             fail_sync: false,
-            rot_reads: 0,
+            rot_next_read: false,
+            last_log: None,
             stats: DiskStats::default(),
         };
         Self(Arc::new(Inside { path, state: Mutex::new(state), trace }))
@@ -141,9 +150,9 @@ impl SimDisk {
         self.0.trace.note(&[30, lost], || format!("{}: power lost, {lost} sectors gone", self.0.path.display()));
     }
 
-    /// The power goes after this many more writes and syncs.
-    pub fn lose_power_after(&self, operations: u64) {
-        self.0.state.lock().power_for = Some(operations);
+    /// The power goes after this many more writes and syncs, of the rows only or of anything.
+    pub fn lose_power_after(&self, operations: u64, only_rows: bool) {
+        self.0.state.lock().power_for = Some((operations, only_rows));
     }
 
     /// Whether the power has gone by itself.
@@ -157,9 +166,34 @@ impl SimDisk {
         self.0.state.lock().fail_sync = true;
     }
 
-    /// Lets one of the next reads of the log bring a wrong bit.
+    /// During what the power went by itself, if it did since this was last asked.
+    #[must_use]
+    pub fn take_dark_at(&self) -> Option<&'static str> {
+        self.0.state.lock().dark_at.take()
+    }
+
+    /// Lets the next read of the log bring a wrong bit.
     pub fn rot_next_read(&self) {
-        self.0.state.lock().rot_reads = 1;
+        self.0.state.lock().rot_next_read = true;
+    }
+
+    /// Turns a bit of the log for good. `false` if there is nothing that could rot.
+    pub fn rot(&self) -> bool {
+        let mut state = self.0.state.lock();
+        let state = &mut *state;
+        let logs = state.names.iter().filter(|(name, _)| name.starts_with(LOG) && name.ends_with(SEGMENT));
+        let logs: Vec<u64> = logs.map(|(_, file)| *file).collect();
+        if logs.is_empty() {
+            return false;
+        }
+        let id = logs[state.rng.random_range(0..logs.len())];
+        let is_last = state.last_log == Some(id);
+        let Some(file) = state.files.get_mut(&id) else { return false };
+        let Some(at) = place_to_rot(&file.bytes, file.may_rot(is_last), &mut state.rng) else { return false };
+        file.rot(at, state.rng.random_range(0..8));
+        state.stats.rotten += 1;
+        self.0.trace.note(&[33, id, at as u64], || format!("{}: byte {at} of file {id} rots", self.0.path.display()));
+        true
     }
 
     /// Changes how much fits.
@@ -177,6 +211,8 @@ impl SimDisk {
     pub fn wipe(&self) {
         let mut state = self.0.state.lock();
         state.life += 1;
+        (state.power, state.power_for, state.fail_sync) = (true, None, false);
+        (state.rot_next_read, state.last_log, state.stats.rotten) = (false, None, 0);
         state.identity = None;
         state.files.clear();
         state.names.clear();
@@ -197,13 +233,15 @@ impl State {
     }
 
     /// Whether there is a process of this life, and power for one more operation.
-    fn begin(&mut self, life: u64) -> io::Result<()> {
+    fn begin(&mut self, life: u64, what: &'static str) -> io::Result<()> {
         if life != self.life || !self.power {
             return Err(io::Error::other("the power is off"));
         }
-        if let Some(left) = &mut self.power_for {
+        if let Some((left, only_rows)) = &mut self.power_for
+            && (!*only_rows || what.starts_with("rows"))
+        {
             if *left == 0 {
-                self.power = false;
+                (self.power, self.dark_at) = (false, Some(what));
                 return Err(io::Error::other("the power went"));
             }
             *left -= 1;
@@ -227,61 +265,6 @@ impl State {
     }
 }
 
-impl File {
-    fn apply(bytes: &mut Vec<u8>, pending: &Pending, keep: &mut dyn FnMut() -> bool) -> u64 {
-        let mut lost = 0;
-        match pending {
-            Pending::Resize(length) => {
-                if keep() {
-                    bytes.resize(*length as usize, 0);
-                }
-            }
-            Pending::Write(offset, data) => {
-                let mut at = 0;
-                while at < data.len() {
-                    let place = *offset as usize + at;
-                    let sector_left = SECTOR_BYTES - place % SECTOR_BYTES;
-                    let count = sector_left.min(data.len() - at);
-                    if keep() {
-                        if bytes.len() < place + count {
-                            bytes.resize(place + count, 0);
-                        }
-                        bytes[place..place + count].copy_from_slice(&data[at..at + count]);
-                    } else {
-                        lost += 1;
-                    }
-                    at += count;
-                }
-            }
-        }
-        lost
-    }
-
-    fn lose(&mut self, rng: &mut SmallRng) -> u64 {
-        let mode = rng.random_range(0..4_u32);
-        let stop = rng.random_range(0..=self.pending.len());
-        let mut lost = 0;
-        for (number, pending) in self.pending.iter().enumerate() {
-            let mut keep = || match mode {
-                0 => false,
-                1 => true,
-                2 => number < stop,
-                _ => rng.random_bool(0.5),
-            };
-            lost += Self::apply(&mut self.durable, pending, &mut keep);
-        }
-        self.pending.clear();
-        self.bytes = self.durable.clone();
-        lost
-    }
-
-    fn sync(&mut self) {
-        for pending in self.pending.drain(..) {
-            Self::apply(&mut self.durable, &pending, &mut || true);
-        }
-    }
-}
-
 impl Ground for SimDisk {
     fn path(&self) -> &Path {
         &self.0.path
@@ -298,14 +281,14 @@ impl Ground for SimDisk {
     fn set_identity(&self, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.0.state.lock();
         let life = state.life;
-        state.begin(life)?;
+        state.begin(life, "identity")?;
         state.identity = Some(bytes.to_vec());
         Ok(())
     }
 
     fn log(&self) -> io::Result<Arc<dyn Disk>> {
         let life = self.0.state.lock().life;
-        Ok(Arc::new(Folder { disk: self.clone(), prefix: "log/", life }))
+        Ok(Arc::new(Folder { disk: self.clone(), prefix: LOG, life }))
     }
 
     fn rows(&self) -> Rows {
@@ -324,6 +307,16 @@ impl Ground for SimDisk {
     }
 }
 
+/// A place with something in it, from anywhere in a range onwards.
+fn place_to_rot(bytes: &[u8], range: Range<usize>, rng: &mut SmallRng) -> Option<usize> {
+    let range = range.start..range.end.min(bytes.len());
+    if range.is_empty() {
+        return None;
+    }
+    let from = rng.random_range(range.clone());
+    (from..range.end).chain(range.start..from).find(|at| bytes[*at] != 0)
+}
+
 /// A folder of a disk, as one process has it.
 struct Folder {
     disk: SimDisk,
@@ -337,7 +330,16 @@ impl Folder {
     }
 
     fn handle(&self, file: u64) -> Arc<dyn DiskFile> {
-        Arc::new(Handle { disk: self.disk.clone(), file, life: self.life })
+        Arc::new(Handle { disk: self.disk.clone(), file, life: self.life, is_log: self.is_log() })
+    }
+
+    fn is_log(&self) -> bool {
+        self.prefix == LOG
+    }
+
+    /// What is done, for whoever counts during what the power goes.
+    fn what(&self, of_log: &'static str, of_rows: &'static str) -> &'static str {
+        if self.is_log() { of_log } else { of_rows }
     }
 }
 
@@ -349,12 +351,11 @@ impl Disk for Folder {
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
         let name = self.name(name);
         let mut state = self.disk.0.state.lock();
-        state.begin(self.life)?;
+        state.begin(self.life, self.what("log: a new segment", "rows: a new file"))?;
         state.room(bytes)?;
-        let zeroes = vec![0; bytes as usize];
         state.last_file += 1;
         let file = state.last_file;
-        state.files.insert(file, File { bytes: zeroes.clone(), durable: zeroes, pending: vec![] });
+        state.files.insert(file, File::zeroes(bytes as usize));
         state.names.insert(name, file);
         state.forget_removed();
         Ok(self.handle(file))
@@ -371,7 +372,9 @@ impl Disk for Folder {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let (from, to) = (self.name(from), self.name(to));
         let mut state = self.disk.0.state.lock();
-        state.begin(self.life)?;
+        state.begin(self.life, self.what("log: a segment is renamed", "rows: the file is renamed"))?;
+        state.stats.segments += u64::from(to.ends_with(SEGMENT));
+        state.stats.released += u64::from(from.ends_with(SEGMENT));
         let file = state.names.remove(&from).ok_or_else(|| missing(&from))?;
         state.names.insert(to, file);
         state.forget_removed();
@@ -381,7 +384,8 @@ impl Disk for Folder {
     fn remove(&self, name: &str) -> io::Result<()> {
         let name = self.name(name);
         let mut state = self.disk.0.state.lock();
-        state.begin(self.life)?;
+        state.begin(self.life, self.what("log: a segment is removed", "rows: a file is removed"))?;
+        state.stats.released += u64::from(name.ends_with(SEGMENT));
         let file = state.names.remove(&name).ok_or_else(|| missing(&name))?;
         state.removed.push((name, file));
         Ok(())
@@ -400,15 +404,20 @@ struct Handle {
     disk: SimDisk,
     file: u64,
     life: u64,
+    is_log: bool,
 }
 
 impl Handle {
-    fn with<T>(&self, begins: bool, work: impl FnOnce(&mut State, &mut File) -> io::Result<T>) -> io::Result<T> {
+    /// Works on the file. `begins` says for log and rows what is begun, if the power may go in it.
+    fn with<T>(
+        &self,
+        begins: Option<[&'static str; 2]>,
+        work: impl FnOnce(&mut State, &mut File) -> io::Result<T>,
+    ) -> io::Result<T> {
         let mut state = self.disk.0.state.lock();
-        if begins {
-            state.begin(self.life)?;
-        } else {
-            state.check(self.life)?;
+        match begins {
+            Some(what) => state.begin(self.life, what[usize::from(!self.is_log)])?,
+            None => state.check(self.life)?,
         }
         let mut file = state.files.remove(&self.file).ok_or_else(|| missing("the file"))?;
         let done = work(&mut state, &mut file);
@@ -419,14 +428,10 @@ impl Handle {
 
 impl DiskFile for Handle {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.with(true, |state, file| {
+        self.with(Some(["log: a write", "rows: a write"]), |state, file| {
             let end = offset as usize + bytes.len();
             state.room(end.max(file.bytes.len()) as u64)?;
-            if file.bytes.len() < end {
-                file.bytes.resize(end, 0);
-            }
-            file.bytes[offset as usize..end].copy_from_slice(bytes);
-            file.pending.push(Pending::Write(offset, bytes.to_vec()));
+            file.write(bytes, offset);
             state.stats.writes += 1;
             let hash = xxhash_rust::xxh3::xxh3_64(bytes);
             self.disk.0.trace.note(&[31, self.file, offset, hash], || {
@@ -442,22 +447,30 @@ impl DiskFile for Handle {
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        self.with(false, |state, file| {
+        self.with(None, |state, file| {
             let from = file.bytes.get(offset as usize..).and_then(|rest| rest.get(..bytes.len()));
             let from = from.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "beyond the end"))?;
             bytes.copy_from_slice(from);
-            if state.rot_reads > 0 && (40..4096).contains(&bytes.len()) {
-                state.rot_reads -= 1;
-                state.stats.rotten += 1;
-                let at = state.rng.random_range(0..bytes.len());
-                bytes[at] ^= 1 << state.rng.random_range(0..8);
+            if self.is_log && state.rot_next_read {
+                let is_start = bytes.len() == file.bytes.len();
+                let range = match is_start {
+                    true => file.may_rot(state.last_log == Some(self.file)),
+                    false if bytes.len() <= RECORD_READ_BYTES_MAX => 0..bytes.len(),
+                    false => 0..0,
+                };
+                if let Some(at) = place_to_rot(bytes, range, &mut state.rng) {
+                    state.rot_next_read = false;
+                    bytes[at] ^= 1 << state.rng.random_range(0..8_u32);
+                    state.stats.rotten_starts += u64::from(is_start);
+                    state.stats.rotten_reads += u64::from(!is_start);
+                }
             }
             Ok(())
         })
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.with(true, |state, file| {
+        self.with(Some(["log: a sync", "rows: a sync"]), |state, file| {
             state.stats.syncs += 1;
             if std::mem::replace(&mut state.fail_sync, false) {
                 state.stats.failed_syncs += 1;
@@ -465,7 +478,9 @@ impl DiskFile for Handle {
                 file.lose(&mut state.rng);
                 return Err(io::Error::other("the disk failed to sync"));
             }
-            file.sync();
+            if file.sync() && self.is_log {
+                state.last_log = Some(self.file);
+            }
             self.disk
                 .0
                 .trace
@@ -475,14 +490,13 @@ impl DiskFile for Handle {
     }
 
     fn bytes(&self) -> io::Result<u64> {
-        self.with(false, |_, file| Ok(file.bytes.len() as u64))
+        self.with(None, |_, file| Ok(file.bytes.len() as u64))
     }
 
     fn resize(&self, bytes: u64) -> io::Result<()> {
-        self.with(true, |state, file| {
+        self.with(Some(["log: a change of length", "rows: a change of length"]), |state, file| {
             state.room(bytes)?;
-            file.bytes.resize(bytes as usize, 0);
-            file.pending.push(Pending::Resize(bytes));
+            file.resize(bytes);
             Ok(())
         })
     }

@@ -4,6 +4,7 @@ use super::faults::Faults;
 use super::run::{Outcome, Setup, run};
 use parking_lot::Mutex;
 use shkv_node::inspect::Bug;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,6 +17,10 @@ pub struct Sum {
     pub simulated_ms: u64,
     /// What went wrong on purpose.
     pub faults: Faults,
+    /// How often what was reached.
+    pub reached: BTreeMap<&'static str, u64>,
+    /// Where processes were ended in the middle of what they did.
+    pub crashes: BTreeMap<&'static str, u64>,
     /// Operations that were acknowledged.
     pub operations: u64,
     /// Seeds with what was wrong.
@@ -27,9 +32,16 @@ impl Sum {
     pub fn add(&mut self, outcome: &Outcome) {
         self.seeds += 1;
         self.simulated_ms += outcome.simulated_ms;
-        self.operations += outcome.counts.done;
-        for (what, count) in &outcome.faults {
-            *self.faults.entry(what).or_default() += count;
+        self.operations += outcome.counts.done + outcome.counts.batches;
+        let pairs = [
+            (&mut self.faults, &outcome.faults),
+            (&mut self.reached, &outcome.reached),
+            (&mut self.crashes, &outcome.crashes),
+        ];
+        for (sum, of_seed) in pairs {
+            for (what, count) in of_seed {
+                *sum.entry(what).or_default() += count;
+            }
         }
         if !outcome.violations.is_empty() {
             self.failed.push((outcome.seed, outcome.violations.clone()));

@@ -158,14 +158,14 @@ impl Universe {
         }
     }
 
-    /// Looks at something inside a host's process, at the time that its clock shows now, frozen or not.
-    pub fn inside<T>(&self, host: usize, look: impl FnOnce() -> T) -> Option<(T, i64)> {
+    /// Looks at something inside a host's process, and is told how far the process is behind its clock, frozen or not.
+    pub fn inside<T>(&self, host: usize, look: impl FnOnce(Duration) -> T) -> Option<T> {
         let machine = &self.hosts[host];
         let process = machine.process.as_ref()?;
-        let behind_ms = process.due(self.now_ms, machine.drift_ppm) as i64 - process.ran_ms as i64;
+        let behind_ms = process.due(self.now_ms, machine.drift_ppm).saturating_sub(process.ran_ms);
         let _entered = process.context.enter();
         let _inside = process.runtime.enter();
-        Some((look(), behind_ms))
+        Some(look(Duration::from_millis(behind_ms)))
     }
 }
 

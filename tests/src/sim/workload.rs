@@ -127,7 +127,10 @@ impl Story {
     async fn register(&self, client: &Client) {
         let generation = self.values.load(Ordering::Relaxed) / GENERATION_WRITES;
         let row = format!("register/{generation:06}/{}", world::rng().random_range(0..ROWS));
-        let kind = world::rng().random_range(0..10);
+        let kind = world::rng().random_range(0..12);
+        if kind >= 10 {
+            return self.compare_and_set(client, row).await;
+        }
         let from = self.now();
         let (op, outcome) = match kind {
             0..4 => match client.get(&row).deadline(CALL_TIME_MAX).await {
@@ -146,6 +149,48 @@ impl Story {
                 (Op::Delete(Condition::Always, answer), outcome)
             }
         };
+        self.note(row, from, op, outcome);
+    }
+
+    /// Reads a row and writes it on the condition that it is still as it was, told in any of the ways there are.
+    async fn compare_and_set(&self, client: &Client, row: String) {
+        let from = self.now();
+        let Ok(found) = client.get(&row).deadline(CALL_TIME_MAX).await else { return };
+        let found = found.map(|row| (number(&row.value), row.version));
+        self.note(row.clone(), from, Op::Get(found), Outcome::Done);
+        let condition = match (found, world::rng().random_range(0..3)) {
+            (None, _) => Condition::Absent,
+            (Some((_, version)), 0) => Condition::Version(version),
+            (Some((value, _)), 1) => Condition::Value(value),
+            (Some(_), _) => Condition::Present,
+        };
+        let from = self.now();
+        let (op, outcome) = if found.is_some() && world::rng().random_bool(0.25) {
+            let delete = client.delete(&row).deadline(CALL_TIME_MAX);
+            let delete = match condition {
+                Condition::Version(version) => delete.if_version(version),
+                Condition::Value(value) => delete.if_value(value.to_string()),
+                Condition::Always | Condition::Absent | Condition::Present => delete.if_present(),
+            };
+            let answer = delete.await.map(|done| Written::Done(done.version, Some(done.removed > 0)));
+            let (answer, outcome) = told(&answer);
+            (Op::Delete(condition, answer), outcome)
+        } else {
+            let value = self.values.fetch_add(1, Ordering::Relaxed);
+            let put = client.put(&row, value.to_string()).deadline(CALL_TIME_MAX);
+            let put = match condition {
+                Condition::Version(version) => put.if_version(version),
+                Condition::Value(value) => put.if_value(value.to_string()),
+                Condition::Present => put.if_present(),
+                Condition::Always | Condition::Absent => put.if_absent(),
+            };
+            let (answer, outcome) = told(&put.await.map(|done| Written::Done(done.version, None)));
+            (Op::Put(value, condition, answer), outcome)
+        };
+        self.note(row, from, op, outcome);
+    }
+
+    fn note(&self, row: String, from: u64, op: Op, outcome: Outcome) {
         let until = self.now();
         let mut told = self.told.lock();
         told.count(outcome);
@@ -272,6 +317,7 @@ impl Told {
 fn told(answer: &Result<Written, Error>) -> (Option<Written>, Outcome) {
     match answer {
         Ok(written) => (Some(*written), Outcome::Done),
+        Err(Error::Condition { version, .. }) => (Some(Written::Refused(*version)), Outcome::Done),
         Err(Error::Unknown { .. }) => (None, Outcome::Unknown),
         Err(_) => (None, Outcome::Not),
     }
