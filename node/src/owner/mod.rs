@@ -4,7 +4,7 @@
 //! write and each peer one frame for all shards together. It never waits for a disk: the log's writer and the flusher
 //! have threads of their own and answer by mail.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: starts tasks that stream snapshots")]
+#![expect(clippy::disallowed_methods, reason = "a shell: starts tasks that stream snapshots, and waits")]
 
 mod change;
 pub mod reads;
@@ -31,6 +31,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 /// Letters that may wait for an owner; a sender waits beyond.
 pub const MAILBOX: usize = 4096;
@@ -38,6 +39,10 @@ pub const MAILBOX: usize = 4096;
 const ROUND_MAX: usize = 512;
 /// How often a round is put off for letters that are about to come.
 const GATHER_TURNS_MAX: usize = 4;
+/// How long followers wait for word of a commit that no append tells them; the least, and up to twice as long. It keeps
+/// what they answer `causal` and `eventual` reads from almost as new as the leader's, and spares a frame to and from each
+/// follower while writes follow each other.
+const TELL_AFTER: Duration = Duration::from_millis(2);
 /// How long a stopping node waits for a shard to be taken over by another.
 const HANDOVER_TIME_MAX: Duration = Duration::from_millis(1500);
 
@@ -117,6 +122,10 @@ pub struct Owner {
     flushing: bool,
     /// Whether a snapshot is wanted that is newer than what redb holds.
     flush_wanted: bool,
+    /// When followers are told of commits that they have not heard of.
+    tell_at: Option<Instant>,
+    /// Frames of clients that had come when the last write was handed to the log.
+    frames_seen: u64,
 }
 
 impl Owner {
@@ -137,6 +146,8 @@ impl Owner {
             applied_bytes: 0,
             flushing: false,
             flush_wanted: false,
+            tell_at: None,
+            frames_seen: 0,
         };
         for shard in shards {
             owner.adopt(shard, false);
@@ -152,9 +163,12 @@ impl Owner {
         let mut mails = Vec::with_capacity(ROUND_MAX);
         let mut stopping: Option<Stopping> = None;
         loop {
-            tokio::select! { // both arms are cancel-safe: recv_many and tick take nothing when they lose
+            tokio::select! { // all arms are cancel-safe: none takes anything when it loses
                 biased;
                 _ = ticks.tick(), if !self.shards.is_empty() => self.tick(),
+                () = async { tokio::time::sleep_until(self.tell_at.unwrap_or_else(Instant::now)).await }, if self.tell_at.is_some() => {
+                    self.tell_commits();
+                }
                 count = mailbox.recv_many(&mut mails, ROUND_MAX) => {
                     if count == 0 {
                         return;
@@ -181,7 +195,9 @@ impl Owner {
                     self.handle(mail);
                 }
             }
-            self.round();
+            if self.round(mailbox.is_empty()) {
+                self.round(false);
+            }
             if let Some(now) = stopping.take() {
                 match self.stop_further(now) {
                     Some(further) => stopping = Some(further),
@@ -200,6 +216,21 @@ impl Owner {
                 self.dirty.push(*number);
             }
         }
+    }
+
+    /// Tells followers of commits that they have not heard of for a while.
+    fn tell_commits(&mut self) {
+        let before = self.shared.clock.now().saturating_sub(TELL_AFTER.as_nanos() as u64 / 2);
+        let mut more = false;
+        for (number, shard) in &mut self.shards {
+            let was_untold = shard.is_untold();
+            more |= shard.tell_commit(before);
+            if was_untold && !shard.dirty {
+                shard.dirty = true;
+                self.dirty.push(*number);
+            }
+        }
+        self.tell_at = more.then(|| Instant::now() + TELL_AFTER);
     }
 
     fn touch(&mut self, number: u32) {
@@ -231,14 +262,7 @@ impl Owner {
                 self.touch(shard.0);
             }
             Mail::Raft(from, messages) => self.step(from, messages),
-            Mail::Synced(tickets) => {
-                for (number, output) in tickets {
-                    if let Some(shard) = self.shards.get_mut(&number) {
-                        shard.persisted = shard.persisted.max(output);
-                    }
-                    self.touch(number);
-                }
-            }
+            Mail::Synced(tickets) => self.synced(tickets),
             Mail::Flushed(flushed, released) => self.flushed(flushed, &released),
             Mail::Released(released) => self.released(&released),
             Mail::Staged(staged) => self.staged(*staged),
@@ -307,8 +331,17 @@ impl Owner {
         }
     }
 
-    /// Lets every shard that has something to do go on, as far as it can without waiting.
-    fn round(&mut self) {
+    /// Whether nobody but the sender of what is about to be written waits for this thread: one entry, and of clients one
+    /// frame since the last.
+    fn is_at_rest(&mut self, tickets: &[Ticket]) -> bool {
+        let frames = self.shared.client_frames();
+        let before = std::mem::replace(&mut self.frames_seen, frames);
+        tickets.len() == 1 && frames - before <= 1
+    }
+
+    /// Lets every shard that has something to do go on, as far as it can without waiting for others. With `may_sync`, and if
+    /// nobody waits, a write is synced here instead of on the log's thread, and `true` says that more can go on now.
+    fn round(&mut self, may_sync: bool) -> bool {
         let now = self.shared.clock.now();
         let throttled = self.memory_bytes() > self.shared.table_bytes_per_owner();
         let mut round = Round { now, throttled, ..Round::default() };
@@ -316,18 +349,27 @@ impl Owner {
             let Some(shard) = self.shards.get_mut(&number) else { continue };
             shard.dirty = false;
             if let Err(error) = shard.go_on(&mut self.tokens, &mut round) {
-                return self.shared.fail(&format!("shard {number}: {error}"));
+                self.shared.fail(&format!("shard {number}: {error}"));
+                return false;
             }
             self.flush_wanted |= shard.replica.wants_flush();
             #[cfg(feature = "sim")]
             crate::inspect::look(&self.shared, shard);
         }
+        if round.leaves_untold && self.tell_at.is_none() {
+            self.tell_at = Some(Instant::now() + TELL_AFTER);
+        }
         self.active_bytes = self.active_bytes.saturating_add_signed(round.table_growth);
         self.applied_bytes += round.applied_bytes;
         // Followers first: their way to their disks is longer than ours to this one, and nothing here waits for ours.
         self.send(round.messages);
+        let mut synced = None;
         if !round.tickets.is_empty() {
-            self.shared.log.submit(round.writes, round.tickets);
+            if self.is_at_rest(&round.tickets) && may_sync {
+                synced = self.shared.log.write_here(round.writes, round.tickets);
+            } else {
+                self.shared.log.submit(round.writes, round.tickets);
+            }
         }
         for (number, output) in round.installs {
             self.install(number, output);
@@ -339,6 +381,19 @@ impl Owner {
             tokio::spawn(txn::finish_decided(self.shared.clone(), txn, others));
         }
         self.flush_if_due();
+        let goes_on = synced.is_some();
+        self.synced(synced.unwrap_or_default());
+        goes_on
+    }
+
+    /// Outputs are durable.
+    fn synced(&mut self, tickets: Vec<Ticket>) {
+        for (number, output) in tickets {
+            if let Some(shard) = self.shards.get_mut(&number) {
+                shard.persisted = shard.persisted.max(output);
+            }
+            self.touch(number);
+        }
     }
 
     fn memory_bytes(&self) -> usize {
@@ -412,7 +467,7 @@ impl Owner {
             self.staged.insert(number, (Box::new(meta), ledger, claim));
             shard.replica.step(&message, vec![], now);
             self.touch(number);
-            self.round(); // the replica takes the snapshot now or never
+            self.round(false); // the replica takes the snapshot now or never
             self.staged.remove(&number);
         }
     }
@@ -496,11 +551,10 @@ impl Owner {
             let Some(shard) = self.shards.get_mut(&id.0).filter(|shard| shard.replica.id() == meta.replica) else {
                 continue;
             };
-            {
+            let _before = {
                 let mut view = shard.cell.view.write();
-                view.sealed = None;
-                view.base = base;
-            }
+                (view.sealed.take(), std::mem::replace(&mut view.base, base)) // given up without the lock: that takes a while
+            };
             shard.flushed = meta.state.index;
             shard.replica.flushed(meta.state.clone());
             shard.flushed_meta = meta;
@@ -556,6 +610,8 @@ impl Owner {
 pub struct Round {
     /// When it began.
     pub now: u64,
+    /// Whether followers have not been told of a commit.
+    pub leaves_untold: bool,
     /// Whether so many rows wait to be flushed that no more writes are taken in.
     pub throttled: bool,
     /// To be written to the log.
