@@ -4,7 +4,7 @@
 //! write and each peer one frame for all shards together. It never waits for a disk: the log's writer and the flusher
 //! have threads of their own and answer by mail.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: starts tasks that stream snapshots, and waits")]
+#![expect(clippy::disallowed_methods, reason = "a shell: starts tasks that stream snapshots")]
 
 mod change;
 pub mod reads;
@@ -31,7 +31,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
 /// Letters that may wait for an owner; a sender waits beyond.
 pub const MAILBOX: usize = 4096;
@@ -39,10 +38,6 @@ pub const MAILBOX: usize = 4096;
 const ROUND_MAX: usize = 512;
 /// How often a round is put off for letters that are about to come.
 const GATHER_TURNS_MAX: usize = 4;
-/// How long followers wait for word of a commit that no append tells them; the least, and up to twice as long. It keeps
-/// what they answer `causal` and `eventual` reads from almost as new as the leader's, and spares a frame to and from each
-/// follower while writes follow each other.
-const TELL_AFTER: Duration = Duration::from_millis(2);
 /// How long a stopping node waits for a shard to be taken over by another.
 const HANDOVER_TIME_MAX: Duration = Duration::from_millis(1500);
 
@@ -122,8 +117,6 @@ pub struct Owner {
     flushing: bool,
     /// Whether a snapshot is wanted that is newer than what redb holds.
     flush_wanted: bool,
-    /// When followers are told of commits that they have not heard of.
-    tell_at: Option<Instant>,
     /// Frames of clients that had come when the last write was handed to the log.
     frames_seen: u64,
 }
@@ -146,7 +139,6 @@ impl Owner {
             applied_bytes: 0,
             flushing: false,
             flush_wanted: false,
-            tell_at: None,
             frames_seen: 0,
         };
         for shard in shards {
@@ -163,12 +155,9 @@ impl Owner {
         let mut mails = Vec::with_capacity(ROUND_MAX);
         let mut stopping: Option<Stopping> = None;
         loop {
-            tokio::select! { // all arms are cancel-safe: none takes anything when it loses
+            tokio::select! { // both arms are cancel-safe: recv_many and tick take nothing when they lose
                 biased;
                 _ = ticks.tick(), if !self.shards.is_empty() => self.tick(),
-                () = async { tokio::time::sleep_until(self.tell_at.unwrap_or_else(Instant::now)).await }, if self.tell_at.is_some() => {
-                    self.tell_commits();
-                }
                 count = mailbox.recv_many(&mut mails, ROUND_MAX) => {
                     if count == 0 {
                         return;
@@ -216,21 +205,6 @@ impl Owner {
                 self.dirty.push(*number);
             }
         }
-    }
-
-    /// Tells followers of commits that they have not heard of for a while.
-    fn tell_commits(&mut self) {
-        let before = self.shared.clock.now().saturating_sub(TELL_AFTER.as_nanos() as u64 / 2);
-        let mut more = false;
-        for (number, shard) in &mut self.shards {
-            let was_untold = shard.is_untold();
-            more |= shard.tell_commit(before);
-            if was_untold && !shard.dirty {
-                shard.dirty = true;
-                self.dirty.push(*number);
-            }
-        }
-        self.tell_at = more.then(|| Instant::now() + TELL_AFTER);
     }
 
     fn touch(&mut self, number: u32) {
@@ -355,9 +329,6 @@ impl Owner {
             self.flush_wanted |= shard.replica.wants_flush();
             #[cfg(feature = "sim")]
             crate::inspect::look(&self.shared, shard);
-        }
-        if round.leaves_untold && self.tell_at.is_none() {
-            self.tell_at = Some(Instant::now() + TELL_AFTER);
         }
         self.active_bytes = self.active_bytes.saturating_add_signed(round.table_growth);
         self.applied_bytes += round.applied_bytes;
@@ -610,8 +581,6 @@ impl Owner {
 pub struct Round {
     /// When it began.
     pub now: u64,
-    /// Whether followers have not been told of a commit.
-    pub leaves_untold: bool,
     /// Whether so many rows wait to be flushed that no more writes are taken in.
     pub throttled: bool,
     /// To be written to the log.

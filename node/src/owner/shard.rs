@@ -163,10 +163,6 @@ pub struct Shard {
     /// Where replicas were last heard from that the applied configuration does not know: those that were added by entries
     /// that are not applied here yet, and those that were removed. Not kept over a restart.
     learned: VecDeque<(ReplicaId, NodeId)>,
-    /// The commit index that all followers were last sent.
-    told_commit: u64,
-    /// Since when they have not been sent a newer one, in nanoseconds of the node's clock; 0 is not at all.
-    untold_since: u64,
     /// Whether it is in the owner's list of shards to look at.
     pub dirty: bool,
     queue: VecDeque<WriteJob>,
@@ -212,8 +208,6 @@ impl Shard {
             reads: Reads::default(),
             eager: false,
             learned: VecDeque::new(),
-            told_commit: 0,
-            untold_since: 0,
             dirty: true,
             queue: VecDeque::new(),
             queued_bytes: 0,
@@ -285,9 +279,6 @@ impl Shard {
                 self.propose(round.now);
             }
             let Some(mut output) = self.replica.output(round.now) else { break };
-            if !self.replica.leaves_untold(&output.messages) {
-                self.told_commit = self.replica.committed();
-            }
             round.messages.append(&mut output.messages);
             if output.snapshot.is_some() {
                 round.installs.push((self.cell.shard.0, output));
@@ -300,33 +291,9 @@ impl Shard {
             self.reads.confirm(&reads);
             self.reads.applied(self.meta.state.index);
         }
-        if self.replica.committed() <= self.told_commit {
-            self.untold_since = 0;
-        } else if self.untold_since == 0 {
-            self.untold_since = round.now.max(1);
-        }
-        round.leaves_untold |= self.untold_since != 0;
         self.show(round);
         self.watch_locks(round);
         Ok(())
-    }
-
-    /// Whether followers have not been told of the last commit.
-    pub fn is_untold(&self) -> bool {
-        self.untold_since != 0
-    }
-
-    /// Tells the followers of a commit that they have not heard of since `before`. Tells whether there is one that they
-    /// must be told of later.
-    pub fn tell_commit(&mut self, before: u64) -> bool {
-        let is_due = self.untold_since != 0 && self.untold_since <= before;
-        if is_due {
-            // Whoever is not reached now hears of it with a heartbeat.
-            self.told_commit = self.replica.committed();
-            self.untold_since = 0;
-            self.replica.tell_commit();
-        }
-        self.untold_since != 0
     }
 
     /// Looks for locks that are held for too long.

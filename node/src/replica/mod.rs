@@ -50,7 +50,6 @@ const COMMITTED_BYTES_MAX: u64 = 4 << 20;
 const TERM_MAX: u64 = 1 << 62;
 const INDEX_MAX: u64 = 1 << 62;
 /// Kinds of message as in `proto.md`.
-const APPEND: u8 = 3;
 const APPEND_RESPONSE: u8 = 4;
 const SNAPSHOT: u8 = 7;
 const HEARTBEAT: u8 = 8;
@@ -154,7 +153,6 @@ impl Replica {
             check_quorum: true,
             pre_vote: true,
             read_only_option: ReadOnlyOption::Safe,
-            skip_bcast_commit: true, // the owner sees to it: mostly the next append tells it, and no frame is needed
             max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
             max_committed_size_per_ready: COMMITTED_BYTES_MAX,
             ..Config::default()
@@ -206,23 +204,6 @@ impl Replica {
     #[must_use]
     pub fn committed(&self) -> u64 {
         self.raft.raft.raft_log.committed
-    }
-
-    /// Whether followers must be told of the last commit: it leads, there are some, and not all of them were sent it with
-    /// `messages`, which go out now.
-    #[must_use]
-    pub fn leaves_untold(&self, messages: &[Outgoing]) -> bool {
-        let followers = self.raft.raft.prs().iter().count() - 1;
-        let committed = self.committed();
-        let telling = messages.iter().filter(|out| out.head.kind == APPEND && out.head.commit == committed).count();
-        self.leads() && telling < followers
-    }
-
-    /// Tells all followers the commit index, with whatever else there is for them.
-    pub fn tell_commit(&mut self) {
-        if self.leads() {
-            self.raft.raft.bcast_append();
-        }
     }
 
     /// First and last index of the log.
