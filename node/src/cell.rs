@@ -3,7 +3,7 @@
 
 use crate::machine::check_key;
 use crate::store::StoreError;
-use crate::table::{Found, View};
+use crate::table::{Found, FoundInto, View};
 use parking_lot::RwLock;
 use shkv_proto::map::Part;
 use shkv_proto::message::{Failure, RefusalCode};
@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
 
 /// What a look at a key found.
-pub struct Look {
+pub struct Look<T = Found> {
     /// The row.
-    pub found: Found,
+    pub found: T,
     /// The shard's revision.
     pub revision: u64,
     /// Whether a transaction holds the key: it may be decided already that the row is another.
@@ -148,6 +148,18 @@ impl Cell {
         let view = self.view.read();
         let is_locked = view.ledger.locks.holder(key).is_some();
         Ok(Look { found: view.get(key)?, revision: view.revision, is_locked })
+    }
+}
+
+impl Cell {
+    /// Like [`Cell::get`], but a small value is appended to `small`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn get_into(&self, key: &[u8], small: &mut Vec<u8>) -> Result<Look<FoundInto>, StoreError> {
+        let view = self.view.read();
+        let is_locked = view.ledger.locks.holder(key).is_some();
+        Ok(Look { found: view.get_into(key, small)?, revision: view.revision, is_locked })
     }
 }
 

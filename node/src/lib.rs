@@ -31,6 +31,7 @@ mod plan;
 mod replica;
 mod reply;
 mod resolve;
+mod row_cache;
 mod scan;
 mod server;
 mod session;
@@ -102,7 +103,7 @@ impl NodeConfig {
 pub struct Tuning {
     /// Bytes of rows in memory that are not yet in redb.
     pub table_bytes: usize,
-    /// Bytes of redb's cache of pages.
+    /// Bytes of redb's rows that are kept in memory: a quarter of it for single rows, the rest for pages.
     pub cache_bytes: usize,
     /// Bytes of one segment of the log.
     pub log_segment_bytes: u64,

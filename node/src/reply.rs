@@ -5,7 +5,7 @@ use serde::Serialize;
 use shkv_proto::codec;
 use shkv_proto::limits::CREDIT_REQUESTS;
 use shkv_proto::message::Failure;
-use shkv_proto::outbox::Outbox;
+use shkv_proto::outbox::{Outbox, TAIL_COPY_BYTES_MAX};
 use shkv_proto::{Frame, Header, Kind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -51,18 +51,26 @@ impl Reply {
 
     /// Answers that it was done, with values.
     pub fn done_with<T: Serialize>(self, head: &T, tail: Bytes) {
+        if tail.len() <= TAIL_COPY_BYTES_MAX {
+            return self.done_copied(head, &tail);
+        }
         match codec::encode(head) {
             Ok(head) => self.conn.outbox.push(&Frame::new(self.header.answer(Kind::Done), head, tail)),
             Err(error) => self.failed(&Failure::unknown(error.to_string())),
         }
     }
 
+    /// Answers that it was done, with a small value that is copied.
+    pub fn done_copied<T: Serialize>(self, head: &T, tail: &[u8]) {
+        if let Err(error) = self.conn.outbox.push_head(self.header.answer(Kind::Done), head, tail) {
+            self.failed(&Failure::unknown(error.to_string()));
+        }
+    }
+
     /// Answers that it was not, or is not known.
     pub fn failed(self, failure: &Failure) {
         // A failure always fits in a head; if not, the asker's deadline tells it the same as an unknown outcome.
-        if let Ok(head) = codec::encode(failure) {
-            self.conn.outbox.push(&Frame::new(self.header.answer(Kind::Failed), head, Bytes::new()));
-        }
+        let _ = self.conn.outbox.push_head(self.header.answer(Kind::Failed), failure, &[]);
     }
 
     /// Answers with what came out.

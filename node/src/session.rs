@@ -54,7 +54,8 @@ pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
         let (conn, mut stream) = (conn.clone(), stream.clone());
         async move { conn.outbox.write_to(&mut stream).await }
     });
-    let mut served = Served { shared: shared.clone(), conn: conn.clone(), peer, incoming: None, writes: vec![] };
+    let mut served =
+        Served { shared: shared.clone(), conn: conn.clone(), peer, incoming: None, writes: vec![], value: vec![] };
     let mut frames = Vec::new();
     loop {
         let read = tokio::select! { // every arm is cancel-safe: next_batch keeps what it has read
@@ -96,10 +97,16 @@ struct Served {
     incoming: Option<Incoming>,
     /// The writes of the batch, by owner.
     writes: Vec<Vec<(ShardId, WriteJob)>>,
+    /// The value that was read last, if it is small.
+    value: Vec<u8>,
 }
 
 impl Served {
     async fn batch(&mut self, frames: &mut Vec<Frame>) {
+        let of_clients = frames.iter().filter(|frame| frame.header.kind != Kind::Raft).count();
+        if of_clients > 0 {
+            self.shared.count_client_frames(of_clients as u64);
+        }
         for frame in frames.drain(..) {
             if frame.header.kind == Kind::Raft {
                 self.raft(&frame);
@@ -199,7 +206,7 @@ impl Served {
         let shared = &self.shared;
         let is_member = matches!(self.peer.role, Role::Node(_) | Role::Balancer);
         match frame.header.kind {
-            Kind::Get => get(shared, &frame, reply),
+            Kind::Get => get(shared, &frame, reply, &mut self.value),
             Kind::Scan => drop(tokio::spawn(scan::scan(shared.clone(), frame, reply))),
             Kind::Count => drop(tokio::spawn(scan::count(shared.clone(), frame, reply))),
             Kind::Map => reply.result(
@@ -253,7 +260,7 @@ fn leaders(shared: &Shared, map: &shkv_proto::Map) -> Vec<(ShardId, shkv_proto::
     map.shards.iter().filter_map(|shard| Some((shard.id, shared.cell(shard.id)?.leader()?))).collect()
 }
 
-fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply) {
+fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply, small: &mut Vec<u8>) {
     let head: Get<'_> = match codec::decode_borrowed(&frame.head) {
         Ok(head) => head,
         Err(error) => return reply.failed(&Failure::malformed(&error)),
@@ -269,7 +276,8 @@ fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply) {
     {
         return reply.failed(&failure);
     }
-    match cell.get(head.key) {
+    small.clear();
+    match cell.get_into(head.key, small) {
         Err(error) => reply.failed(&read_failed(&error)),
         Ok(look)
             if may_answer(shared, &cell, consistency, look.revision)
@@ -277,7 +285,13 @@ fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply) {
         {
             #[cfg(feature = "sim")]
             crate::inspect::served_read(&cell, consistency, crate::inspect::moment());
-            answer(reply, look, consistency);
+            let Look { found, revision, .. } = look;
+            let (version, whole) = found.map_or((None, None), |(version, whole)| (Some(version), whole));
+            let done = GetDone { version, revision, consistency };
+            match whole {
+                Some(value) => reply.done_with(&done, value),
+                None => reply.done_copied(&done, small),
+            }
         }
         Ok(Look { revision, .. }) if consistency != Consistency::Linearizable => {
             reply.failed(&Failure::Behind { revision });

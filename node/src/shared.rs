@@ -59,6 +59,8 @@ pub struct Shared {
     pub txns: Mutex<BTreeSet<TxnId>>,
     /// Counts them.
     txn_numbers: AtomicU64,
+    /// Counts the frames that were not another node's Raft messages.
+    client_frames: AtomicU64,
     /// When a balancer was last heard, in nanoseconds of the node's clock.
     beat_at: AtomicU64,
     /// What a simulation sees of the replicas.
@@ -97,6 +99,7 @@ impl Shared {
             claims: Mutex::default(),
             txns: Mutex::default(),
             txn_numbers: AtomicU64::new(1),
+            client_frames: AtomicU64::new(0),
             beat_at: AtomicU64::new(0),
             #[cfg(feature = "sim")]
             looks: Mutex::default(),
@@ -161,6 +164,16 @@ impl Shared {
     /// A number for a transaction: none is given twice by this process.
     pub fn txn_number(&self) -> u64 {
         self.txn_numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// So many more frames have come that are not Raft messages.
+    pub fn count_client_frames(&self, more: u64) {
+        self.client_frames.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// How many have.
+    pub fn client_frames(&self) -> u64 {
+        self.client_frames.load(Ordering::Relaxed)
     }
 
     /// The age of the map.

@@ -8,11 +8,12 @@ use crate::disk::{Disk, DiskFile};
 use crate::ground::Rows as Place;
 use crate::log::Mark;
 use crate::machine::Ledger;
+use crate::row_cache::{Budget, RowCache};
 use crate::table::{Found, Slot, Table};
 use bytes::{BufMut, Bytes, BytesMut};
 use redb::{
-    Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, TableHandle,
-    WriteTransaction,
+    Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    TableDefinition, TableHandle, WriteTransaction,
 };
 use serde::{Deserialize, Serialize};
 use shkv_proto::codec;
@@ -35,6 +36,8 @@ const LEDGERS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::n
 const ROWS: &str = "rows.redb";
 /// What the file is called while it is made.
 const UNFINISHED: &str = "unfinished.redb";
+/// The part of the cache's bytes that is for single rows; the rest is for pages.
+const ROWS_PART: usize = 4;
 /// Bytes of a stored row before its value: flags, of which none is defined yet, and the version.
 const ROW_FIXED_BYTES: usize = 9;
 
@@ -99,6 +102,8 @@ pub struct Flush {
 /// The redb file of a node.
 pub struct Store {
     db: Database,
+    /// Of the rows that were read of late.
+    budget: Arc<Budget>,
 }
 
 impl Store {
@@ -108,6 +113,8 @@ impl Store {
     /// [`StoreError`], also when another process has it open.
     pub fn open(rows: &Place, cache_bytes: usize) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
         let io = |error: io::Error| StoreError(error.to_string());
+        let rows_bytes = cache_bytes / ROWS_PART;
+        let cache_bytes = cache_bytes - rows_bytes;
         let create = |name: &str| match rows {
             Place::Folder(folder) => {
                 Builder::new().set_cache_size(cache_bytes).create(folder.0.join(name)).map_err(StoreError::of)
@@ -131,7 +138,7 @@ impl Store {
             drop(create(UNFINISHED)?);
             disk.rename(UNFINISHED, ROWS).map_err(io)?;
         }
-        Self::with(create(ROWS)?)
+        Self::with(create(ROWS)?, rows_bytes)
     }
 
     /// Opens rows that are kept in a file of a [`Disk`], as tests do that let it fail.
@@ -143,11 +150,11 @@ impl Store {
         file: Arc<dyn DiskFile>,
         cache_bytes: usize,
     ) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
-        Self::with(database_in(file, cache_bytes)?)
+        Self::with(database_in(file, cache_bytes)?, cache_bytes / ROWS_PART)
     }
 
-    fn with(db: Database) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
-        let store = Self { db };
+    fn with(db: Database, rows_bytes: usize) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
+        let store = Self { db, budget: Arc::new(Budget::new(rows_bytes)) };
         let mut replicas = BTreeMap::new();
         let mut leftovers = Vec::new();
         {
@@ -283,7 +290,8 @@ impl Store {
             Err(redb::TableError::TableDoesNotExist(_)) => None,
             Err(error) => return Err(StoreError::of(error)),
         };
-        Ok(Base { rows: Some(Arc::new(rows)), ledger: ledger.unwrap_or_default() })
+        let cache = Arc::new(RowCache::new(self.budget.clone()));
+        Ok(Base { rows: Some((Arc::new(rows), cache)), ledger: ledger.unwrap_or_default() })
     }
 
     /// Begins to take in a snapshot beside the shard's rows.
@@ -396,7 +404,7 @@ fn rows_named(name: &str) -> TableDefinition<'_, &'static [u8], &'static [u8]> {
 /// A hold on a shard's flushed rows. It does not change, and costs disk space for what is overwritten meanwhile.
 #[derive(Clone)]
 pub struct Base {
-    rows: Option<Arc<Rows>>,
+    rows: Option<(Arc<Rows>, Arc<RowCache>)>,
     ledger: Bytes,
 }
 
@@ -418,10 +426,15 @@ impl Base {
     /// # Errors
     /// [`StoreError`].
     pub fn get(&self, key: &[u8]) -> Result<Found, StoreError> {
-        let Some(rows) = &self.rows else { return Ok(None) };
-        let Some(stored) = rows.get(key).map_err(StoreError::of)? else { return Ok(None) };
-        let (version, value) = split_row(stored.value())?;
-        Ok(Some((version, Bytes::copy_from_slice(value))))
+        let Some((rows, cache)) = &self.rows else { return Ok(None) };
+        let count = || rows.len().unwrap_or_default() as usize; // only a guess is wanted
+        cache.get(key, count, || stored(rows, key))
+    }
+
+    /// The row of `key` as redb has it.
+    #[cfg(test)]
+    pub fn get_uncached(&self, key: &[u8]) -> Result<Found, StoreError> {
+        self.rows.as_ref().map_or(Ok(None), |(rows, _)| stored(rows, key))
     }
 
     /// The rows of a range.
@@ -430,7 +443,7 @@ impl Base {
     /// [`StoreError`].
     pub fn range(&self, range: (Bound<&[u8]>, Bound<&[u8]>), reverse: bool) -> Result<BaseRange, StoreError> {
         let rows = match &self.rows {
-            Some(rows) => Some(rows.range::<&[u8]>(range).map_err(StoreError::of)?),
+            Some((rows, _)) => Some(rows.range::<&[u8]>(range).map_err(StoreError::of)?),
             None => None,
         };
         Ok(BaseRange { rows, reverse })
@@ -481,6 +494,12 @@ impl BaseRange {
 #[must_use]
 pub fn is_row(stored: &[u8]) -> bool {
     split_row(stored).is_ok()
+}
+
+fn stored(rows: &Rows, key: &[u8]) -> Result<Found, StoreError> {
+    let Some(stored) = rows.get(key).map_err(StoreError::of)? else { return Ok(None) };
+    let (version, value) = split_row(stored.value())?;
+    Ok(Some((version, Bytes::copy_from_slice(value))))
 }
 
 fn split_row(stored: &[u8]) -> Result<(u64, &[u8]), StoreError> {

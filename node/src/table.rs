@@ -10,9 +10,11 @@ use crate::store::{Base, StoreError};
 use bytes::Bytes;
 use shkv_proto::merge::Row;
 use shkv_proto::message::Scan;
+use shkv_proto::outbox::TAIL_COPY_BYTES_MAX;
 use smallvec::SmallVec;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -62,14 +64,15 @@ impl Table {
 
     fn set(&mut self, key: &[u8], slot: Slot) {
         self.bytes += slot_bytes(&slot);
-        match self.rows.get_mut(key) {
-            Some(before) => {
-                self.bytes -= slot_bytes(before);
-                *before = slot;
+        // One walk through the tree, whether or not there is a row; a key that is not short is made anew for it.
+        match self.rows.entry(Key::from_slice(key)) {
+            Entry::Occupied(mut before) => {
+                self.bytes -= slot_bytes(before.get());
+                before.insert(slot);
             }
-            None => {
+            Entry::Vacant(place) => {
                 self.bytes += SLOT_BYTES + key.len();
-                self.rows.insert(Key::from_slice(key), slot);
+                place.insert(slot);
             }
         }
     }
@@ -87,6 +90,9 @@ pub type KeyRange<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 /// What a get finds.
 pub type Found = Option<(u64, Bytes)>;
+
+/// What a get finds whose value may have been copied elsewhere.
+pub type FoundInto = Option<(u64, Option<Bytes>)>;
 
 /// A shard's rows at one point of its log.
 pub struct View {
@@ -137,6 +143,24 @@ impl View {
             Some(Slot::Live { version, value }) => Ok(Some((*version, value.clone()))),
             Some(Slot::Dead) => Ok(None),
             None => self.base.get(key),
+        }
+    }
+
+    /// The row of `key`. A small value that lies in memory is appended to `small`, which costs less than to share it; only
+    /// another one is returned.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn get_into(&self, key: &[u8], small: &mut Vec<u8>) -> Result<FoundInto, StoreError> {
+        let sealed = || self.sealed.as_ref().and_then(|table| table.rows.get(key));
+        match self.active.rows.get(key).or_else(sealed) {
+            Some(Slot::Live { version, value }) if value.len() <= TAIL_COPY_BYTES_MAX => {
+                small.extend_from_slice(value);
+                Ok(Some((*version, None)))
+            }
+            Some(Slot::Live { version, value }) => Ok(Some((*version, Some(value.clone())))),
+            Some(Slot::Dead) => Ok(None),
+            None => Ok(self.base.get(key)?.map(|(version, value)| (version, Some(value)))),
         }
     }
 
@@ -317,18 +341,40 @@ mod tests {
     enum Step {
         Put(u8),
         Delete(u8),
+        Get(u8),
         Seal,
         Flush,
+        /// A snapshot with the rows of these keys takes the place of all.
+        Install(Vec<u8>),
+        /// The replica is deleted, and a new one made.
+        Replace,
+        /// The process begins anew behind a flush.
+        Restart,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
             6 => (0..40_u8).prop_map(Step::Put),
             4 => (0..40_u8).prop_map(Step::Delete),
+            6 => (0..40_u8).prop_map(Step::Get),
             1 => Just(Step::Seal),
             1 => Just(Step::Flush),
         ];
         prop::collection::vec(step, 0..120)
+    }
+
+    fn steps_of_replicas() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            20 => (0..40_u8).prop_map(Step::Get),
+            6 => (0..40_u8).prop_map(Step::Put),
+            4 => (0..40_u8).prop_map(Step::Delete),
+            2 => Just(Step::Seal),
+            2 => Just(Step::Flush),
+            1 => prop::collection::vec(0..40_u8, 0..20).prop_map(Step::Install),
+            1 => Just(Step::Replace),
+            1 => Just(Step::Restart),
+        ];
+        prop::collection::vec(step, 0..160)
     }
 
     fn flush(view: &mut View, store: &Store) {
@@ -367,13 +413,19 @@ mod tests {
                         view.active.delete(&[key]);
                         model.remove(&key);
                     }
+                    Step::Get(key) => prop_assert_eq!(view.get(&[key]).unwrap(), model.get(&key).cloned()),
                     Step::Seal if view.sealed.is_none() => view.sealed = Some(Arc::new(std::mem::take(&mut view.active))),
                     Step::Seal => {}
                     Step::Flush => flush(&mut view, &store),
+                    Step::Install(_) | Step::Replace | Step::Restart => unreachable!("not among these steps"),
                 }
             }
             for key in 0..40 {
                 prop_assert_eq!(view.get(&[key]).unwrap(), model.get(&key).cloned());
+                let mut small = vec![];
+                let into = view.get_into(&[key], &mut small).unwrap();
+                let into = into.map(|(version, whole)| (version, whole.unwrap_or_else(|| Bytes::from(small))));
+                prop_assert_eq!(into, model.get(&key).cloned());
             }
             let mut scan = Scan {
                 keyspace: KeyspaceId(1),
@@ -405,6 +457,80 @@ mod tests {
                 expected.reverse();
             }
             prop_assert_eq!(found, expected);
+        }
+
+        /// The rows that were read of late are those that redb has, whatever befalls the replica: flushes, snapshots, its
+        /// deletion, a restart. A hold on earlier rows goes on to see those.
+        #[test]
+        fn what_was_read_of_late_is_what_redb_has(steps in steps_of_replicas(), cache_bytes in prop_oneof![Just(0_usize), Just(16 << 10), Just(1 << 20)]) {
+            let folder = tempfile::tempdir().unwrap();
+            let open = || Store::open(&crate::ground::Rows::Folder(crate::disk::RealDisk(folder.path().to_owned())), cache_bytes).unwrap().0;
+            let mut store = open();
+            let mut replica = ReplicaMeta { replica: ReplicaId(1), ..meta(0) };
+            store.create_replica(SHARD, &replica).unwrap();
+            let view_of = |base| View { active: Table::default(), sealed: None, base, applied: Mark::default(), revision: 0, ledger: Ledger::default() };
+            let mut view = view_of(store.base(SHARD).unwrap());
+            let mut held: Option<Base> = None;
+            let mut revision = 0;
+            for step in steps {
+                match step {
+                    Step::Get(key) => {
+                        for base in held.iter().chain([&view.base]) {
+                            prop_assert_eq!(base.get(&[key]).unwrap(), base.get_uncached(&[key]).unwrap());
+                        }
+                    }
+                    Step::Put(key) => {
+                        revision += 1;
+                        view.active.put(&[key], revision, &Bytes::from(vec![key; revision as usize % 50]));
+                    }
+                    Step::Delete(key) => view.active.delete(&[key]),
+                    Step::Seal => {
+                        if view.sealed.is_none() {
+                            view.sealed = Some(Arc::new(std::mem::take(&mut view.active)));
+                        }
+                    }
+                    Step::Flush => {
+                        held = Some(view.base.clone());
+                        flush(&mut view, &store);
+                    }
+                    Step::Install(keys) => {
+                        held = Some(view.base.clone());
+                        let mut keys = keys;
+                        keys.sort_unstable();
+                        keys.dedup();
+                        revision += 1;
+                        let row = |key: u8| {
+                            let mut row = vec![0];
+                            row.extend_from_slice(&revision.to_le_bytes());
+                            row.push(key);
+                            (Bytes::from(vec![key]), Bytes::from(row))
+                        };
+                        let rows: Vec<_> = keys.into_iter().map(row).collect();
+                        store.stage_begin(SHARD).unwrap();
+                        store.stage(SHARD, &rows, true).unwrap();
+                        store.install(SHARD, &replica, &[]).unwrap();
+                        view = view_of(store.base(SHARD).unwrap());
+                        for (key, _) in rows {
+                            prop_assert_eq!(view.base.get(&key).unwrap(), Some((revision, key)));
+                        }
+                    }
+                    Step::Replace => {
+                        held = None;
+                        store.delete_replica(SHARD, replica.replica).unwrap();
+                        replica.replica = ReplicaId(replica.replica.0 + 1);
+                        prop_assert!(store.create_replica(SHARD, &replica).unwrap());
+                        view = view_of(store.base(SHARD).unwrap());
+                    }
+                    Step::Restart => {
+                        flush(&mut view, &store);
+                        held = None;
+                        drop(view);
+                        drop(store);
+                        store = open();
+                        view = view_of(store.base(SHARD).unwrap());
+                    }
+                }
+            }
         }
     }
 }

@@ -9,12 +9,13 @@ use shkv_node::log::format::{
     ENTRY_FIXED_BYTES, Place, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader, record_bytes,
 };
 use shkv_node::log::recover::Recovered;
+use shkv_node::log::writer::LogWriter;
 use shkv_node::log::{Hard, Log, LogEntry, LogError, Mark, ShardWrite};
 use shkv_proto::{NodeId, ShardId};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 
 const NODE: NodeId = NodeId(5);
 const SEGMENT: u64 = 16 << 10;
@@ -416,6 +417,90 @@ fn a_failed_sync_is_final() {
     disk.0.lock().unwrap().fail_sync = true;
     let error = log.append(&[write(1, 1, vec![entry(2, 1, 10)])]).unwrap_err();
     assert!(matches!(&error, LogError::Io { what, .. } if what == "fdatasync"), "{error}");
+}
+
+/// A writer over a disk, with what it tells: tickets, and why it has failed.
+fn writer(disk: &TestDisk) -> (LogWriter, mpsc::Receiver<Result<u64, String>>) {
+    let (tell, told) = mpsc::channel();
+    let failed = tell.clone();
+    let synced =
+        move |tickets: Vec<(u32, u64)>| tickets.into_iter().for_each(|(_, output)| tell.send(Ok(output)).unwrap());
+    let fatal = move |reason| failed.send(Err(reason)).unwrap();
+    let log = Arc::new(open(disk).unwrap().0);
+    (LogWriter::start(log, Box::new(synced), Box::new(fatal)).unwrap(), told)
+}
+
+#[test]
+fn writes_of_two_threads_never_overtake_each_other_and_are_durable_when_they_are_told() {
+    let disk = TestDisk::default();
+    let (writer, told) = writer(&disk);
+    let (mut here, mut elsewhere) = (0, 0);
+    for index in 1..=400 {
+        let writes = vec![write(1, 1, vec![entry(index, 1, 100)])];
+        let tickets = vec![(1, index)];
+        if index % 3 == 0 {
+            writer.submit(writes, tickets);
+        } else if let Some(done) = writer.write_here(writes, tickets) {
+            assert_eq!(done, [(1, index)]);
+            here += 1;
+            // A crash now loses nothing of it.
+            let (_, found) = open(&disk.after_crash(|| false)).unwrap();
+            assert_eq!(found[&1].terms.len() as u64, index);
+        }
+        if index % 50 == 0 {
+            while here + elsewhere < index {
+                told.recv().unwrap().unwrap();
+                elsewhere += 1;
+            }
+        }
+    }
+    writer.stop();
+    assert!(here > 0 && elsewhere >= 133, "{here} here, {elsewhere} on the thread");
+}
+
+#[test]
+fn a_sync_that_fails_on_the_callers_thread_is_final() {
+    let disk = TestDisk::default();
+    let (writer, told) = writer(&disk);
+    writer.submit(vec![write(1, 1, vec![entry(1, 1, 10)])], vec![(1, 1)]);
+    assert_eq!(told.recv().unwrap(), Ok(1));
+    disk.0.lock().unwrap().fail_sync = true;
+    assert_eq!(writer.write_here(vec![write(1, 1, vec![entry(2, 1, 10)])], vec![(1, 2)]), None);
+    assert!(told.recv().unwrap().unwrap_err().contains("fdatasync"));
+    disk.0.lock().unwrap().fail_sync = false;
+    assert_eq!(writer.write_here(vec![write(1, 1, vec![entry(2, 1, 10)])], vec![(1, 2)]), None, "never again");
+    writer.submit(vec![write(1, 1, vec![entry(2, 1, 10)])], vec![(1, 2)]);
+    writer.stop();
+    assert!(told.try_recv().is_err(), "nothing more is told");
+}
+
+#[test]
+fn what_finds_no_space_on_the_callers_thread_is_left_to_the_writers() {
+    let disk = TestDisk::default();
+    let (writer, told) = writer(&disk);
+    disk.0.lock().unwrap().free = Some(2 * SEGMENT);
+    let mut index = 0;
+    'full: loop {
+        index += 1;
+        assert!(index < 1_000, "the disk is full");
+        match writer.write_here(vec![write(1, 1, vec![entry(index, 1, 1_000)])], vec![(1, index)]) {
+            Some(done) => assert_eq!(done, [(1, index)]),
+            None => loop {
+                if writer.no_space() {
+                    break 'full;
+                }
+                if let Ok(told) = told.try_recv() {
+                    assert_eq!(told.unwrap(), index, "it was written by the other thread");
+                    break;
+                }
+                std::thread::yield_now();
+            },
+        }
+    }
+    disk.0.lock().unwrap().free = None;
+    assert_eq!(told.recv().unwrap().unwrap(), index, "there is space again");
+    writer.stop();
+    assert_eq!(open(&disk).unwrap().1[&1].terms.len() as u64, index);
 }
 
 proptest! {

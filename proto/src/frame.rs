@@ -201,13 +201,7 @@ impl Frame {
 
     /// Appends the whole frame.
     pub fn encode(&self, out: &mut BytesMut) {
-        out.reserve(self.wire_bytes());
-        let start = out.len();
-        encode_header(&self.header, self.head.len(), self.tail.len(), out);
-        out.put_slice(&self.head);
-        out.put_slice(&self.tail);
-        let check = frame_check(&out[start + 8..]);
-        out[start + 4..start + 8].copy_from_slice(&check.to_le_bytes());
+        encode_parts(&self.header, &self.head, &self.tail, out);
     }
 
     /// Takes one frame off the front of `buffer`; `None` while it is not whole. The parts share `buffer`'s memory.
@@ -250,6 +244,17 @@ impl Frame {
         let head = body.split_to(head_bytes);
         Ok(Some(Self { header: Header { kind, version, shard, epoch, request, deadline_ms }, head, tail: body }))
     }
+}
+
+/// Appends a whole frame that lies in parts.
+pub(crate) fn encode_parts(header: &Header, head: &[u8], tail: &[u8], out: &mut BytesMut) {
+    out.reserve(HEADER_BYTES + head.len() + tail.len());
+    let start = out.len();
+    encode_header(header, head.len(), tail.len(), out);
+    out.put_slice(head);
+    out.put_slice(tail);
+    let check = frame_check(&out[start + 8..]);
+    out[start + 4..start + 8].copy_from_slice(&check.to_le_bytes());
 }
 
 /// The length told by the first four bytes of `buffer`, if they are there.

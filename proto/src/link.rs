@@ -232,8 +232,7 @@ impl Link {
         if outbox.bytes() > backlog_bytes_max {
             return false;
         }
-        outbox.push(frame);
-        outbox.flush(&stream); // it is all that its sender has to say at this moment
+        outbox.send(frame, &stream); // it is all that its sender has to say at this moment
         true
     }
 }
@@ -266,12 +265,18 @@ impl Shared {
         let left = deadline.saturating_duration_since(Instant::now()).as_millis();
         frame.header.deadline_ms = left.clamp(1, u128::from(DEADLINE_MS_MAX)) as u32;
         frame.header.request = state.waiters.add(deadline, done);
-        let first = state.waiters.count == 1;
-        if let Phase::Up { outbox, .. } = &state.phase {
-            outbox.push(&frame);
+        let mut alone = None;
+        if let Phase::Up { outbox, stream, .. } = &state.phase {
+            if state.waiters.count == 1 {
+                alone = Some((outbox.clone(), stream.clone()));
+            } else {
+                outbox.push(&frame);
+            }
         }
         drop(state);
-        if first {
+        if let Some((outbox, stream)) = alone {
+            // Nothing else is in flight, so there is nobody whose frames could share the write: it need not be put off.
+            outbox.send(&frame, &stream);
             self.sweep.notify_one();
         }
     }

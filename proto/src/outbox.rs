@@ -3,10 +3,12 @@
 //!
 //! Small tails are copied next to their heads; a large tail is kept as it is and written from where it lies.
 
-use crate::frame::{Frame, HEADER_BYTES};
+use crate::codec::{self, CodecError};
+use crate::frame::{Frame, HEADER_BYTES, Header, encode_parts};
 use crate::hashing::frame_check;
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
+use serde::Serialize;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -16,7 +18,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 /// Tails up to this size are copied: cheaper than a separate piece of a vectored write.
-const TAIL_COPY_BYTES_MAX: usize = 16 << 10;
+pub const TAIL_COPY_BYTES_MAX: usize = 16 << 10;
 /// A buffer that has grown beyond this is given back to the allocator after it was written.
 const SPARE_BYTES_MAX: usize = 256 << 10;
 /// How often a write is put off for frames that are about to come. At rest that costs a look at the sockets each.
@@ -40,14 +42,60 @@ struct Queue {
     closed: bool,
     /// Whether somebody is writing what is no longer in `pieces` and `open`.
     writing: bool,
+    /// Where heads are encoded.
+    head: Vec<u8>,
 }
 
 impl Outbox {
     /// Appends a frame. It is dropped when the outbox is closed: the connection is gone and its waiters know.
     pub fn push(&self, frame: &Frame) {
+        if self.append(frame) {
+            self.filled.notify_one();
+        }
+    }
+
+    /// Appends a frame of which the head is not yet encoded, as [`Outbox::push`] does: it is encoded where it is written
+    /// from. The tail is copied, so this is for tails up to [`TAIL_COPY_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// [`CodecError`]; nothing is appended then.
+    pub fn push_head<T: Serialize + ?Sized>(&self, header: Header, head: &T, tail: &[u8]) -> Result<(), CodecError> {
+        let was_empty = {
+            let mut queue = self.queue.lock();
+            let queue = &mut *queue;
+            if queue.closed {
+                return Ok(());
+            }
+            queue.head.clear();
+            codec::encode_into(head, &mut queue.head)?;
+            let was_empty = queue.bytes == 0;
+            queue.bytes += HEADER_BYTES + queue.head.len() + tail.len();
+            encode_parts(&header, &queue.head, tail, &mut queue.open);
+            if queue.head.capacity() > SPARE_BYTES_MAX {
+                queue.head = Vec::new();
+            }
+            was_empty
+        };
+        if was_empty {
+            self.filled.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Appends a frame and writes what waits at once, as [`Outbox::flush`] does, without waking the writer for it. For
+    /// whoever knows that nothing more is about to come.
+    pub fn send<W: AsyncWrite + Unpin>(&self, frame: &Frame, stream: &SharedStream<W>) {
+        let was_empty = self.append(frame);
+        if !self.try_write(stream) && was_empty {
+            self.filled.notify_one();
+        }
+    }
+
+    /// Appends a frame; tells whether it is the first that waits, and nobody is writing.
+    fn append(&self, frame: &Frame) -> bool {
         let mut queue = self.queue.lock();
         if queue.closed {
-            return;
+            return false;
         }
         let was_empty = queue.bytes == 0;
         queue.bytes += frame.wire_bytes();
@@ -62,19 +110,21 @@ impl Outbox {
             queue.pieces.push_back(queue.open.split().freeze());
             queue.pieces.push_back(frame.tail.clone());
         }
-        drop(queue);
-        if was_empty {
-            self.filled.notify_one();
-        }
+        was_empty
     }
 
     /// Writes what waits at once, if nobody is writing and the stream takes it; what it does not take is left to
     /// [`Outbox::write_to`]. For whoever knows that nothing more is about to come.
     pub fn flush<W: AsyncWrite + Unpin>(&self, stream: &SharedStream<W>) {
+        self.try_write(stream); // otherwise whoever pushed it has woken the writer
+    }
+
+    /// Tells whether it tried. If so, and something is left, the writer is woken.
+    fn try_write<W: AsyncWrite + Unpin>(&self, stream: &SharedStream<W>) -> bool {
         let mut open = {
             let mut queue = self.queue.lock();
             if queue.writing || !queue.pieces.is_empty() || queue.open.is_empty() {
-                return; // whoever pushed it has woken the writer
+                return false;
             }
             queue.writing = true;
             std::mem::take(&mut queue.open)
@@ -98,6 +148,7 @@ impl Outbox {
         if self.written(written) || closed {
             self.filled.notify_one(); // the writer may have seen that somebody was writing, and gone to sleep
         }
+        true
     }
 
     /// Bytes that are not yet handed to the system.
@@ -390,6 +441,69 @@ mod tests {
         outbox.push(&Frame::new(Header::new(Kind::Get), vec![1], vec![]));
         outbox.flush(&stream);
         assert_eq!(outbox.bytes(), HEADER_BYTES + 1, "left to the writer, who meets the error");
+    }
+
+    /// A head that is encoded in place gives the same bytes as one that was encoded before, whatever the tail's size.
+    #[tokio::test]
+    async fn a_head_is_encoded_in_place_as_it_would_be_apart() {
+        let (apart, in_place) = (Outbox::default(), Outbox::default());
+        for (n, size) in [0, 10, TAIL_COPY_BYTES_MAX, 3].into_iter().enumerate() {
+            let mut header = Header::new(Kind::Done);
+            header.request = n as u64;
+            let (head, tail) = ((n as u64 * 1_000, vec![7_u8; n]), Bytes::from(vec![n as u8; size]));
+            apart.push(&Frame::new(header, codec::encode(&head).unwrap(), tail.clone()));
+            in_place.push_head(header, &head, &tail).unwrap();
+        }
+        assert_eq!(apart.bytes(), in_place.bytes());
+        assert!(
+            in_place.push_head(Header::new(Kind::Done), &vec![0_u8; crate::limits::HEAD_BYTES_MAX + 1], &[]).is_err()
+        );
+        let mut written = [Vec::new(), Vec::new()];
+        for (outbox, written) in [apart, in_place].iter().zip(&mut written) {
+            outbox.close();
+            outbox.write_to(written).await.unwrap();
+        }
+        assert_eq!(written[0], written[1]);
+    }
+
+    /// What is sent at once wakes nobody, and what the stream does not take is left to the writer.
+    #[tokio::test]
+    async fn what_is_sent_at_once_comes_out_in_order() {
+        use tokio::io::AsyncReadExt;
+        let (near, mut far) = tokio::io::duplex(64);
+        let stream = SharedStream::new(near);
+        let outbox = Arc::new(Outbox::default());
+        let writing = {
+            let (outbox, mut stream) = (outbox.clone(), stream.clone());
+            tokio::spawn(async move { outbox.write_to(&mut stream).await })
+        };
+        let reading = tokio::spawn(async move {
+            let mut read = Vec::new();
+            far.read_to_end(&mut read).await.map(|_| read)
+        });
+        for n in 0..60_u64 {
+            let mut header = Header::new(Kind::Put);
+            header.request = n;
+            let tail = vec![n as u8; if n % 9 == 8 { TAIL_COPY_BYTES_MAX + 1 } else { 5 }];
+            let frame = Frame::new(header, vec![1], tail);
+            if n % 4 == 3 {
+                outbox.push(&frame)
+            } else {
+                outbox.send(&frame, &stream)
+            }
+            if n % 5 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        outbox.close();
+        writing.await.unwrap().unwrap();
+        drop(stream);
+        let mut buffer = BytesMut::from(&reading.await.unwrap().unwrap()[..]);
+        for n in 0..60 {
+            let frame = Frame::decode(&mut buffer, FRAME_BYTES_MAX).unwrap().expect("a frame");
+            assert_eq!(frame.header.request, n);
+        }
+        assert!(buffer.is_empty());
     }
 
     #[tokio::test]

@@ -288,6 +288,12 @@ impl Log {
         Ok(())
     }
 
+    /// Whether so many bytes can be appended without making a segment first, which takes a while.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let cursor = self.cursor.lock();
+        cursor.offset + bytes as u64 <= cursor.capacity || !self.index.lock().spares.is_empty()
+    }
+
     fn current_file(&self, segment: u64) -> Arc<dyn DiskFile> {
         self.index.lock().segments.get(&segment).expect("the current segment is open").file.clone()
     }

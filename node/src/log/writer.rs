@@ -1,18 +1,28 @@
 //! The thread that drives the log: it takes everything that waits, writes and syncs it, tells the owners, and begins anew.
 //! While one sync runs the next write gathers, so the size of a write tunes itself to the disk.
 
-#![expect(clippy::disallowed_methods, reason = "a shell: a thread of its own, because fdatasync blocks")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a shell: a thread of its own, because fdatasync blocks, and the time that it takes"
+)]
 
 use super::{Log, LogError, ShardWrite};
 use parking_lot::{Condvar, Mutex};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// How often a write that found no space is tried again.
 const NO_SPACE_RETRY: Duration = Duration::from_millis(500);
+
+/// How long a write and its sync may have taken of late for the next to be done on the thread of whoever asks.
+const QUICK_MAX: Duration = Duration::from_millis(1);
+/// Bytes of entries up to which that is done.
+const HERE_BYTES_MAX: usize = 64 << 10;
+/// What a record takes beside its data, at the most.
+const RECORD_BYTES_ABOUT: usize = 64;
 
 /// What a shard is told when its write is durable: the shard and the number of its Raft ready.
 pub type Ticket = (u32, u64);
@@ -38,17 +48,30 @@ pub struct LogWriter {
 
 #[derive(Default)]
 struct Queue {
-    /// The jobs, and whether to stop when there are none.
-    jobs: Mutex<(Vec<Job>, bool)>,
+    jobs: Mutex<Jobs>,
     filled: Condvar,
     /// Whether a spare segment is wanted, and whether to stop.
     spares: Mutex<(bool, bool)>,
     spares_wanted: Condvar,
     syncs: AtomicU64,
     no_space: AtomicBool,
+    /// How long a write with its sync takes, in nanoseconds: at once up, slowly down.
+    takes: AtomicU64,
     /// Wakes the task that stands in for the threads in a simulation.
     #[cfg(feature = "sim")]
     woken: tokio::sync::Notify,
+}
+
+/// What waits, and who is at it.
+#[derive(Default)]
+struct Jobs {
+    waiting: Vec<Job>,
+    /// Whether to stop when nothing waits.
+    stops: bool,
+    /// Whether something is being written, by the thread or by [`LogWriter::write_here`]: writes never overtake each other.
+    writing: bool,
+    /// Why nothing is written any more.
+    failure: Option<String>,
 }
 
 impl LogWriter {
@@ -103,10 +126,49 @@ impl LogWriter {
         written.await.ok()
     }
 
+    /// Writes on the thread of whoever asks, and gives the tickets back when it is durable: that spares two changes of
+    /// thread, and costs the caller's thread the time of a sync. So it is done only if it is little, nothing else is being
+    /// written and the disk has been quick of late. Otherwise it is [`LogWriter::submit`].
+    pub fn write_here(&self, writes: Vec<ShardWrite>, tickets: Vec<Ticket>) -> Option<Vec<Ticket>> {
+        let entries = || writes.iter().flat_map(|write| &write.entries);
+        let bytes = entries().map(|entry| entry.data.len()).sum::<usize>()
+            + RECORD_BYTES_ABOUT * (3 * writes.len() + entries().count());
+        let mut job = Job { writes, tickets, done: None };
+        if bytes > HERE_BYTES_MAX || !self.queue.begin_here() {
+            self.push(job);
+            return None;
+        }
+        let ending = EndsHere(&self.queue);
+        if !self.log.has_room(bytes) {
+            drop(ending);
+            self.push(job);
+            return None;
+        }
+        let written = self.queue.write(&self.log, &job.writes);
+        let mut jobs = self.queue.jobs.lock();
+        let done = match written {
+            Ok(()) => Some(std::mem::take(&mut job.tickets)),
+            Err(LogError::NoSpace(_)) => {
+                jobs.waiting.insert(0, job); // the thread waits for space, and what comes meanwhile stands behind it
+                None
+            }
+            Err(error) => {
+                jobs.failure = Some(error.to_string());
+                None
+            }
+        };
+        drop(jobs);
+        drop(ending);
+        if done.is_some() && self.log.wants_spare() {
+            self.queue.want_spare();
+        }
+        done
+    }
+
     fn push(&self, job: Job) {
         let mut jobs = self.queue.jobs.lock();
-        let was_empty = jobs.0.is_empty();
-        jobs.0.push(job);
+        let was_empty = jobs.waiting.is_empty();
+        jobs.waiting.push(job);
         drop(jobs);
         if was_empty {
             self.queue.wake();
@@ -125,7 +187,7 @@ impl LogWriter {
 
     /// Writes what waits, and ends the thread.
     pub fn stop(&self) {
-        self.queue.jobs.lock().1 = true;
+        self.queue.jobs.lock().stops = true;
         self.queue.wake();
         self.queue.spares.lock().1 = true;
         self.queue.spares_wanted.notify_one();
@@ -142,9 +204,59 @@ impl Queue {
         self.woken.notify_one();
     }
 
+    /// Whether the caller may write now; it then must end with [`EndsHere`].
+    fn begin_here(&self) -> bool {
+        if shkv_proto::world::is_simulated() || self.takes.load(Ordering::Relaxed) > QUICK_MAX.as_nanos() as u64 {
+            return false; // in a simulation a disk takes its time, and only a task of its own can wait for it
+        }
+        let mut jobs = self.jobs.lock();
+        let may = !jobs.writing && !jobs.stops && jobs.waiting.is_empty() && jobs.failure.is_none();
+        jobs.writing |= may;
+        may
+    }
+
+    /// Writes and syncs once.
+    fn write(&self, log: &Log, writes: &[ShardWrite]) -> Result<(), LogError> {
+        let began = Instant::now();
+        let written = log.append(writes);
+        match &written {
+            Ok(()) => {
+                self.no_space.store(false, Ordering::Relaxed);
+                self.syncs.fetch_add(1, Ordering::Relaxed);
+                let (took, before) = (began.elapsed().as_nanos() as u64, self.takes.load(Ordering::Relaxed));
+                self.takes.store(took.max(before - before / 8), Ordering::Relaxed);
+            }
+            Err(error @ LogError::NoSpace(_)) => {
+                if !self.no_space.swap(true, Ordering::Relaxed) {
+                    tracing::error!("{error}; writes wait until there is space");
+                }
+            }
+            Err(LogError::Io { .. } | LogError::Corrupt(_)) => {}
+        }
+        written
+    }
+
     fn want_spare(&self) {
         self.spares.lock().0 = true;
         self.spares_wanted.notify_one();
+    }
+}
+
+/// Lets the thread go on when a write on another thread has ended, however it did.
+struct EndsHere<'a>(&'a Queue);
+
+impl Drop for EndsHere<'_> {
+    fn drop(&mut self) {
+        let mut jobs = self.0.jobs.lock();
+        jobs.writing = false;
+        if std::thread::panicking() {
+            jobs.failure.get_or_insert_with(|| "a write to the log gave up; see the message above".into());
+        }
+        let has_work = !jobs.waiting.is_empty() || jobs.failure.is_some() || jobs.stops;
+        drop(jobs);
+        if has_work {
+            self.0.wake();
+        }
     }
 }
 
@@ -171,25 +283,35 @@ fn run(log: &Log, queue: &Queue, on_synced: &OnSynced, on_fatal: &OnFatal) {
     loop {
         let jobs = {
             let mut jobs = queue.jobs.lock();
-            while jobs.0.is_empty() {
-                if jobs.1 {
-                    return;
+            loop {
+                match jobs.failure.clone() {
+                    Some(failure) => {
+                        drop(jobs);
+                        return on_fatal(failure);
+                    }
+                    None if jobs.writing => {}
+                    None if !jobs.waiting.is_empty() => break,
+                    None if jobs.stops => return,
+                    None => {}
                 }
                 queue.filled.wait(&mut jobs);
             }
-            std::mem::take(&mut jobs.0)
+            jobs.writing = true;
+            std::mem::take(&mut jobs.waiting)
         };
         let batch = Batch::of(jobs);
-        while let Err(error) = batch.write(log, queue) {
+        while let Err(error) = queue.write(log, &batch.writes) {
             if !matches!(error, LogError::NoSpace(_)) {
-                // What a failed sync left on the disk is unknown, and a second sync would not tell: recovery will.
+                // What a failed sync left on the disk is unknown, and a second sync would not tell: recovery will. Nobody
+                // else writes from now on, either: it stays marked as being written.
                 return on_fatal(error.to_string());
             }
-            if queue.jobs.lock().1 {
+            if queue.jobs.lock().stops {
                 return; // nothing of it was acknowledged
             }
             std::thread::sleep(NO_SPACE_RETRY);
         }
+        queue.jobs.lock().writing = false;
         if log.wants_spare() {
             queue.want_spare();
         }
@@ -210,7 +332,7 @@ async fn run_in_turns(
         let notified = queue.woken.notified();
         let (jobs, stops) = {
             let mut jobs = queue.jobs.lock();
-            (std::mem::take(&mut jobs.0), jobs.1)
+            (std::mem::take(&mut jobs.waiting), jobs.stops)
         };
         if jobs.is_empty() {
             if stops {
@@ -222,11 +344,11 @@ async fn run_in_turns(
             continue;
         }
         let batch = Batch::of(jobs);
-        while let Err(error) = batch.write(&log, &queue) {
+        while let Err(error) = queue.write(&log, &batch.writes) {
             if !matches!(error, LogError::NoSpace(_)) {
                 return on_fatal(error.to_string());
             }
-            if queue.jobs.lock().1 {
+            if queue.jobs.lock().stops {
                 return;
             }
             tokio::time::sleep(NO_SPACE_RETRY).await;
@@ -254,23 +376,6 @@ impl Batch {
             batch.dones.extend(job.done);
         }
         batch
-    }
-
-    fn write(&self, log: &Log, queue: &Queue) -> Result<(), LogError> {
-        let written = log.append(&self.writes);
-        match &written {
-            Ok(()) => {
-                queue.no_space.store(false, Ordering::Relaxed);
-                queue.syncs.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(error @ LogError::NoSpace(_)) => {
-                if !queue.no_space.swap(true, Ordering::Relaxed) {
-                    tracing::error!("{error}; writes wait until there is space");
-                }
-            }
-            Err(LogError::Io { .. } | LogError::Corrupt(_)) => {}
-        }
-        written
     }
 
     fn tell(self, on_synced: &OnSynced) {

@@ -117,6 +117,8 @@ pub struct Owner {
     flushing: bool,
     /// Whether a snapshot is wanted that is newer than what redb holds.
     flush_wanted: bool,
+    /// Frames of clients that had come when the last write was handed to the log.
+    frames_seen: u64,
 }
 
 impl Owner {
@@ -137,6 +139,7 @@ impl Owner {
             applied_bytes: 0,
             flushing: false,
             flush_wanted: false,
+            frames_seen: 0,
         };
         for shard in shards {
             owner.adopt(shard, false);
@@ -181,7 +184,9 @@ impl Owner {
                     self.handle(mail);
                 }
             }
-            self.round();
+            if self.round(mailbox.is_empty()) {
+                self.round(false);
+            }
             if let Some(now) = stopping.take() {
                 match self.stop_further(now) {
                     Some(further) => stopping = Some(further),
@@ -231,14 +236,7 @@ impl Owner {
                 self.touch(shard.0);
             }
             Mail::Raft(from, messages) => self.step(from, messages),
-            Mail::Synced(tickets) => {
-                for (number, output) in tickets {
-                    if let Some(shard) = self.shards.get_mut(&number) {
-                        shard.persisted = shard.persisted.max(output);
-                    }
-                    self.touch(number);
-                }
-            }
+            Mail::Synced(tickets) => self.synced(tickets),
             Mail::Flushed(flushed, released) => self.flushed(flushed, &released),
             Mail::Released(released) => self.released(&released),
             Mail::Staged(staged) => self.staged(*staged),
@@ -307,8 +305,17 @@ impl Owner {
         }
     }
 
-    /// Lets every shard that has something to do go on, as far as it can without waiting.
-    fn round(&mut self) {
+    /// Whether nobody but the sender of what is about to be written waits for this thread: one entry, and of clients one
+    /// frame since the last.
+    fn is_at_rest(&mut self, tickets: &[Ticket]) -> bool {
+        let frames = self.shared.client_frames();
+        let before = std::mem::replace(&mut self.frames_seen, frames);
+        tickets.len() == 1 && frames - before <= 1
+    }
+
+    /// Lets every shard that has something to do go on, as far as it can without waiting for others. With `may_sync`, and if
+    /// nobody waits, a write is synced here instead of on the log's thread, and `true` says that more can go on now.
+    fn round(&mut self, may_sync: bool) -> bool {
         let now = self.shared.clock.now();
         let throttled = self.memory_bytes() > self.shared.table_bytes_per_owner();
         let mut round = Round { now, throttled, ..Round::default() };
@@ -316,7 +323,8 @@ impl Owner {
             let Some(shard) = self.shards.get_mut(&number) else { continue };
             shard.dirty = false;
             if let Err(error) = shard.go_on(&mut self.tokens, &mut round) {
-                return self.shared.fail(&format!("shard {number}: {error}"));
+                self.shared.fail(&format!("shard {number}: {error}"));
+                return false;
             }
             self.flush_wanted |= shard.replica.wants_flush();
             #[cfg(feature = "sim")]
@@ -326,8 +334,13 @@ impl Owner {
         self.applied_bytes += round.applied_bytes;
         // Followers first: their way to their disks is longer than ours to this one, and nothing here waits for ours.
         self.send(round.messages);
+        let mut synced = None;
         if !round.tickets.is_empty() {
-            self.shared.log.submit(round.writes, round.tickets);
+            if self.is_at_rest(&round.tickets) && may_sync {
+                synced = self.shared.log.write_here(round.writes, round.tickets);
+            } else {
+                self.shared.log.submit(round.writes, round.tickets);
+            }
         }
         for (number, output) in round.installs {
             self.install(number, output);
@@ -339,6 +352,19 @@ impl Owner {
             tokio::spawn(txn::finish_decided(self.shared.clone(), txn, others));
         }
         self.flush_if_due();
+        let goes_on = synced.is_some();
+        self.synced(synced.unwrap_or_default());
+        goes_on
+    }
+
+    /// Outputs are durable.
+    fn synced(&mut self, tickets: Vec<Ticket>) {
+        for (number, output) in tickets {
+            if let Some(shard) = self.shards.get_mut(&number) {
+                shard.persisted = shard.persisted.max(output);
+            }
+            self.touch(number);
+        }
     }
 
     fn memory_bytes(&self) -> usize {
@@ -414,7 +440,7 @@ impl Owner {
             self.staged.insert(number, (Box::new(meta), ledger, claim));
             shard.replica.step(&message, vec![], now);
             self.touch(number);
-            self.round(); // the replica takes the snapshot now or never
+            self.round(false); // the replica takes the snapshot now or never
             self.staged.remove(&number);
         }
     }
@@ -500,11 +526,10 @@ impl Owner {
             let Some(shard) = self.shards.get_mut(&id.0).filter(|shard| shard.replica.id() == meta.replica) else {
                 continue;
             };
-            {
+            let _before = {
                 let mut view = shard.cell.view.write();
-                view.sealed = None;
-                view.base = base;
-            }
+                (view.sealed.take(), std::mem::replace(&mut view.base, base)) // given up without the lock: that takes a while
+            };
             shard.flushed = meta.state.index;
             shard.replica.flushed(meta.state.clone());
             shard.flushed_meta = meta;

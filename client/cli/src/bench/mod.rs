@@ -33,9 +33,9 @@ pub const KEY_BYTES: usize = 24;
 /// A loop of operations on one set of keys.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Clients, each with its own connections.
+    /// Groups of tasks; connections to a peer.
     pub conns: u32,
-    /// Requests in flight per client.
+    /// Requests in flight per group.
     pub depth: u32,
     /// What they do.
     pub workload: Workload,

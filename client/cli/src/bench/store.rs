@@ -26,6 +26,8 @@ pub struct Target {
     pub consistency: Consistency,
     /// Never talk to nodes directly.
     pub through_balancer: bool,
+    /// Clients that all tasks share: each has connections of its own.
+    pub clients: u32,
 }
 
 /// Runs the plan.
@@ -33,10 +35,7 @@ pub struct Target {
 /// # Errors
 /// When the cluster cannot be reached, or a key that must be there could not be loaded.
 pub async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome> {
-    let mut keyspaces = Vec::with_capacity(plan.conns as usize);
-    for _ in 0..plan.conns {
-        keyspaces.push(target.connect().await?);
-    }
+    let keyspaces = target.connect_groups(plan.conns).await?;
     if plan.workload.reads() {
         load(&keyspaces, plan).await?;
     }
@@ -61,6 +60,18 @@ pub async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome> {
 }
 
 impl Target {
+    /// One client for each group of tasks; the groups share as many as there are to be.
+    ///
+    /// # Errors
+    /// When the cluster cannot be reached.
+    pub async fn connect_groups(&self, groups: u32) -> anyhow::Result<Vec<Keyspace>> {
+        let mut clients = Vec::new();
+        for _ in 0..self.clients.clamp(1, groups) {
+            clients.push(self.connect().await?);
+        }
+        Ok(clients.into_iter().cycle().take(groups as usize).collect())
+    }
+
     /// A client of its own.
     ///
     /// # Errors

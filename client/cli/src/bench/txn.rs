@@ -74,8 +74,7 @@ impl Outcome {
 /// When the cluster cannot be reached, has one shard only, or nothing succeeds.
 pub async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome> {
     let mut workers = JoinSet::new();
-    for conn in 0..plan.conns {
-        let keyspace = target.connect().await?;
+    for (conn, keyspace) in (0..plan.conns).zip(target.connect_groups(plan.conns).await?) {
         for lane in 0..plan.depth {
             let rng = SmallRng::seed_from_u64(u64::from(conn) << 32 | u64::from(lane));
             workers.spawn(work(keyspace.clone(), plan.clone(), rng));

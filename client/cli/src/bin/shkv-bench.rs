@@ -1,8 +1,10 @@
 //! The binary `shkv-bench`: a loop of operations against a running cluster, and what it cost.
 //!
-//! Each of `--conns` clients has its own sockets and `--depth` requests in flight. A request is sent when the one before
-//! it has been answered, so the speed told is the one that the cluster keeps up; or, with `--rate`, when it is due, and
-//! then what is late counts from when it was due. It starts no server and leaves its keys.
+//! `--conns` times `--depth` requests are in flight, each from a task of its own. Against shkv the tasks share one client, as
+//! those of an application should, and with it one connection to each node; `--clients` gives them more. Against peers
+//! there are `--conns` connections. A request is sent when the one before it has been answered, so the speed told is the one
+//! that the cluster keeps up; or, with `--rate`, when it is due, and then what is late counts from when it was due. It
+//! starts no server and leaves its keys.
 
 #[path = "../bench/mod.rs"]
 mod bench;
@@ -35,10 +37,13 @@ struct Args {
     /// Keyspace
     #[arg(long, default_value = "default")]
     keyspace: String,
-    /// Clients, each with its own connections
+    /// Groups of tasks; connections to a peer
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     conns: u32,
-    /// Requests in flight per client
+    /// Clients of shkv that the tasks share, each with its own connection to every node; `--conns` at the most
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    clients: u32,
+    /// Tasks per group: each has one request in flight
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
     depth: u32,
     /// Keys that are there before it begins
@@ -332,6 +337,7 @@ impl Args {
             keyspace: self.keyspace.clone(),
             consistency: self.consistency.into(),
             through_balancer: self.through_balancer,
+            clients: self.clients,
         };
         suite::Setting { target, http: self.http.clone(), peers: self.peer.clone() }
     }
@@ -378,6 +384,7 @@ fn told(args: &Args, shkv: &Outcome, others: &[(String, Outcome)]) -> Value {
     let mut told = shkv.json();
     told["mode"] = json!(args.mode.to_possible_value().map(|mode| mode.get_name().to_owned()));
     told["conns"] = json!(args.conns);
+    told["clients"] = json!(args.clients.min(args.conns));
     told["depth"] = json!(args.depth);
     told["keys"] = json!(args.keys);
     told["value_bytes"] = json!(args.value_bytes);
