@@ -120,15 +120,21 @@ fn in_its_envelope(method: &Method, path: &str, answer: Response) -> Response {
     if !is_error || answer.headers().contains_key(header::CONTENT_TYPE) {
         return answer;
     }
-    let text = match status {
+    let mut ours = match status {
         StatusCode::METHOD_NOT_ALLOWED if path.starts_with("/key-value-store") => {
-            return crate::http::answer::text_answer(status, "This method is unsupported.");
+            crate::http::answer::text_answer(status, "This method is unsupported.")
         }
-        StatusCode::METHOD_NOT_ALLOWED => format!("{method} is not a method of {path}"),
-        StatusCode::INTERNAL_SERVER_ERROR => "the server has a fault; the request may or may not have been done".into(),
-        _ => format!("{path}: {}", status.canonical_reason().unwrap_or("error")),
+        _ => {
+            let text = match status {
+                StatusCode::METHOD_NOT_ALLOWED => format!("{method} is not a method of {path}"),
+                StatusCode::INTERNAL_SERVER_ERROR => {
+                    "the server has a fault; the request may or may not have been done".into()
+                }
+                _ => format!("{path}: {}", status.canonical_reason().unwrap_or("error")),
+            };
+            Envelope::of(path).problem(status, &text)
+        }
     };
-    let mut ours = Envelope::of(path).problem(status, &text);
     for (name, value) in answer.headers() {
         if name != header::CONTENT_LENGTH {
             ours.headers_mut().insert(name.clone(), value.clone());
@@ -176,6 +182,7 @@ mod tests {
                 }),
             )
             .route("/docs", get(|| async { "x".repeat(5_000) }))
+            .route("/key-value-store/{key}", get(|| async { "fine" }))
             .route("/fetch", get(|| async { StatusCode::BAD_REQUEST }));
         let manners = HttpService::around(router, Room { free: Arc::new(Semaphore::new(9)), most: 9 });
         let answer = manners.answer(request.body(Body::empty()).unwrap()).await;
@@ -191,6 +198,11 @@ mod tests {
         assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(answer.headers()[header::ALLOW], "GET,HEAD");
         assert_eq!(body["error"]["code"], "method_not_allowed");
+        let (answer, _) = ask("POST", "/key-value-store/x").await;
+        assert_eq!(
+            (answer.status(), &answer.headers()[header::ALLOW]),
+            (StatusCode::METHOD_NOT_ALLOWED, &"GET,HEAD".parse().unwrap())
+        );
         let (answer, body) = ask("GET", "/home").await;
         assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(body["status"], "failure");
