@@ -88,7 +88,8 @@ async fn every_line_that_the_readme_shows_is_answered_as_it_promises() {
         assert!(lines.iter().any(|line| line.path == path), "the README shows nothing of {path}");
     }
     for line in &lines {
-        let headers: Vec<(&str, &str)> = line.headers.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+        let named = line.headers.iter().map(|(name, value)| (&name[..], &value[..]));
+        let headers: Vec<(&str, &str)> = named.chain([("shkv-deadline-ms", "50000")]).collect();
         let answer = http.send(&line.method, &line.path, &headers, &line.body).await;
         let is_made =
             line.path.ends_with("/lock") || line.method == "PUT" && line.path.starts_with("/key-value-store/");
