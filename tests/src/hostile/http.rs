@@ -23,6 +23,8 @@ const ERROR_BYTES_MAX: usize = 8 << 10;
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// How long an answer may take on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(150);
+/// How long a request may take by its own word: a large one is slow where many tests run, and shall have its answer.
+const DEADLINE_MS: u32 = 60_000;
 /// The name of the node.
 const NODE: &str = "Server0";
 
@@ -207,7 +209,7 @@ impl Place {
 
     fn ask(&self, sample: &Sample, at_node: bool, announced: bool, body: Vec<u8>) -> (StatusCode, Bytes) {
         let method = Method::from_bytes(sample.method.as_bytes()).expect("a method");
-        let mut request = Request::builder().method(method).uri(sample.path).header("shkv-deadline-ms", "5000");
+        let mut request = Request::builder().method(method).uri(sample.path).header("shkv-deadline-ms", DEADLINE_MS);
         if announced {
             request = request.header(header::CONTENT_LENGTH, body.len());
         }
