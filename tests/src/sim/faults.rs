@@ -265,7 +265,12 @@ impl Nemesis {
             led.is_some_and(|(_, look)| {
                 look.voters.len() >= 3
                     && !look.is_joint
-                    && look.voters.iter().all(|voter| !self.lost.contains(&(*shard, *voter)))
+                    && look.voters.iter().all(|voter| {
+                        let is_there =
+                            |(_, other): &(usize, ReplicaLook)| (other.shard, other.replica) == (*shard, *voter);
+                        // Nor on one that does not run: the cluster may have replaced it, and then it does not come back.
+                        !self.lost.contains(&(*shard, *voter)) && looks.iter().any(is_there)
+                    })
             })
         })
     }
@@ -326,7 +331,9 @@ impl Nemesis {
         cluster.end_node(universe, at, fate);
         // Now and then so long that its replicas are made elsewhere.
         let after = match universe.rng.random_range(0..12) {
-            0 if cluster.nodes.len() > 3 || cluster.yard.is_some() => universe.rng.random_range(9_000..16_000),
+            0 if (cluster.nodes.len() > 3 || cluster.yard.is_some()) && self.disks_lost == 0 => {
+                universe.rng.random_range(9_000..16_000)
+            }
             _ => universe.rng.random_range(10..3000),
         };
         self.at(universe, after, Later::StartNode(at));

@@ -41,6 +41,9 @@ const SCENE_MS_MAX: u64 = 25_000;
 /// Entries that a follower may be behind its leader while clients are at work.
 const FEW_ENTRIES: u64 = 50;
 
+/// How long the dead node has been silent when the wish is told, in milliseconds: longer than a lease, and less than it takes
+/// until the balancer doubts that it is alive.
+const SILENT_MS: u64 = 600;
 /// How long a wish has to be carried out, in milliseconds.
 const WISHED_MS: u64 = 4_000;
 
@@ -98,7 +101,7 @@ pub fn power_lost_in_a_snapshot(seed: u64) -> Outcome {
     run.finish()
 }
 
-/// A node dies, and at once an operator wishes another to be emptied. The replicas that are left must not become so few that
+/// A node dies, and soon an operator wishes another to be emptied. The replicas that are left must not become so few that
 /// they are no quorum without the dead one.
 #[must_use]
 pub fn drained_after_a_loss(seed: u64) -> Outcome {
@@ -191,6 +194,9 @@ impl Run {
         let dead = self.universe.rng.random_range(0..usize::from(FOUNDERS));
         let emptied = (dead + 1) % usize::from(FOUNDERS);
         self.cluster.end_node(&mut self.universe, dead, Fate::Silence);
+        for _ in 0..SILENT_MS {
+            self.step();
+        }
         let wish = Admin::Drain { node: self.cluster.nodes[emptied].name.clone(), drain: true };
         let homes = self.cluster.homes(&self.universe);
         self.universe.run_on(self.cluster.clients[0], async move {
