@@ -17,7 +17,7 @@ const PLANTED: [(Bug, u64); 17] = [
     (Bug::AppliedTwice, 10),
     (Bug::StaleMap, 30),
     (Bug::LogCutTooFar, 20),
-    (Bug::DeposedLeaderReads, 100),
+    (Bug::DeposedLeaderReads, 20),
     (Bug::TornTail, 20),
     (Bug::RevisionLost, 10),
     (Bug::SyncErrorIgnored, 30),

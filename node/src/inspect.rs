@@ -94,7 +94,11 @@ impl Inspector {
         let looks = shared.looks.lock();
         let with_lease = |look: &ReplicaLook| {
             let cell = shared.cell(ShardId(look.shard))?;
-            Some(ReplicaLook { may_read: cell.lease_runs(now), ..look.clone() })
+            let may_read = match () {
+                () if planted(Bug::DeposedLeaderReads) => cell.leader() == Some(shared.identity.id()),
+                () => cell.lease_runs(now),
+            };
+            Some(ReplicaLook { may_read, ..look.clone() })
         };
         looks.values().filter_map(with_lease).collect()
     }
