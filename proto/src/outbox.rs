@@ -487,9 +487,9 @@ mod tests {
             let tail = vec![n as u8; if n % 9 == 8 { TAIL_COPY_BYTES_MAX + 1 } else { 5 }];
             let frame = Frame::new(header, vec![1], tail);
             if n % 4 == 3 {
-                outbox.push(&frame)
+                outbox.push(&frame);
             } else {
-                outbox.send(&frame, &stream)
+                outbox.send(&frame, &stream);
             }
             if n % 5 == 0 {
                 tokio::task::yield_now().await;
