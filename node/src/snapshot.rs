@@ -24,6 +24,9 @@ use tokio::io::AsyncWriteExt;
 /// ever answers it, and until it is given up the follower gets no other snapshot.
 const STEP_TIME_MAX: Duration = Duration::from_secs(15);
 
+/// Revisions beyond this were never reached by counting, and adding to them must not overflow.
+const REVISION_MAX: u64 = 1 << 62;
+
 /// Sends a snapshot. Each chunk is answered before the next is read, so that no more than one is in memory.
 ///
 /// # Errors
@@ -143,6 +146,9 @@ pub async fn take(
                     RefusalCode::Conflict,
                     format!("this node keeps replica {} of shard {shard}", cell.replica),
                 ));
+            }
+            if begin.revision > REVISION_MAX {
+                return Err(Failure::refusal(RefusalCode::Malformed, "no shard has that many mutations"));
             }
             *incoming = None; // gives back the right that an earlier stream on this connection may hold
             let claim = Claim::begin(shared, shard, Purpose::Snapshot).ok_or_else(|| Failure::Busy {

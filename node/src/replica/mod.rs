@@ -244,7 +244,10 @@ impl Replica {
             && wire.term <= TERM_MAX
             && wire.index <= INDEX_MAX
             && (wire.kind == SNAPSHOT) == wire.snapshot.is_some()
-            && wire.snapshot.as_ref().is_none_or(is_sound)
+            && wire
+                .snapshot
+                .as_ref()
+                .is_none_or(|head| head.index <= INDEX_MAX && head.term <= TERM_MAX && is_sound(head))
             && wire.entries.iter().all(|entry| entry.term <= wire.term && committed_agrees(entry))
             && match wire.kind {
                 HEARTBEAT => wire.commit <= last,

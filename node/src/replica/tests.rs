@@ -307,3 +307,42 @@ fn a_lagging_replica_that_lost_its_vote_unseats_nobody() {
     assert_eq!((net.leader(), net.at(3).term()), (Some(3), term));
     assert!(!net.at(1).leads());
 }
+
+/// Raft counts on from what a snapshot says, and what stops it stops the node.
+#[test]
+fn a_snapshot_of_an_index_that_nobody_can_have_reached_is_not_taken() {
+    let mut net = Net::new(&[1, 2, 3], 1);
+    let announces = |index, term| RaftMessage {
+        shard: SHARD,
+        kind: SNAPSHOT,
+        to: ReplicaId(1),
+        from: ReplicaId(2),
+        term: 1,
+        log_term: 0,
+        index: 0,
+        commit: 0,
+        commit_term: 0,
+        reject: false,
+        reject_hint: 0,
+        request_snapshot: 0,
+        context: vec![],
+        priority: 0,
+        stamp: 0,
+        entries: vec![],
+        snapshot: Some(SnapshotHead {
+            index,
+            term,
+            voters: ids(&[1, 2, 3]),
+            voters_outgoing: vec![],
+            learners: vec![],
+            learners_next: vec![],
+            auto_leave: false,
+        }),
+    };
+    let replica = net.at(1);
+    assert!(replica.can_take(&announces(9, 1)));
+    assert!(!replica.can_take(&announces(u64::MAX, 1)));
+    assert!(!replica.can_take(&announces(9, u64::MAX)));
+    replica.step(&announces(INDEX_MAX, TERM_MAX), vec![], 1);
+    assert!(replica.output(1).is_some_and(|output| output.snapshot.is_some()), "the highest is taken");
+}

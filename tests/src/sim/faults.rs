@@ -7,7 +7,8 @@ use shkv_node::inspect::{Point, ReplicaLook};
 use shkv_proto::world::sim::{Fate, Link};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How many faults of each kind there were.
 pub type Faults = BTreeMap<&'static str, u64>;
@@ -42,6 +43,8 @@ pub struct Nemesis {
     /// Replicas whose disks are gone: no other disk is lost while a group counts on one of them.
     lost: BTreeSet<(u32, u64)>,
     disks_lost: u64,
+    /// Whether a node is being emptied: a group that loses a disk with it may be left with two replicas, one of them lost.
+    pub emptying: Arc<AtomicBool>,
     /// What should not have happened.
     pub wrong: Vec<String>,
 }
@@ -249,11 +252,13 @@ impl Nemesis {
         }
     }
 
-    /// Whether a group loses nothing with the disk of a node: every group is whole now and counts on no disk that is gone.
+    /// Whether a group loses nothing with the disk of a node: every group is whole now and remains so, and counts on no disk
+    /// that is gone.
     fn may_lose(&mut self, universe: &Universe, cluster: &SimCluster, at: usize) -> bool {
         let looks = looks(universe, cluster);
         let here = |(node, _): &&(usize, ReplicaLook)| *node == at;
-        if self.disks_lost >= LOST_MAX || !looks.iter().any(|look| here(&look)) {
+        if self.emptying.load(Ordering::Relaxed) || self.disks_lost >= LOST_MAX || !looks.iter().any(|look| here(&look))
+        {
             return false;
         }
         for (_, look) in &looks {

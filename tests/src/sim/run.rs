@@ -168,7 +168,8 @@ impl Run {
         let late = self.cluster.nodes.len() - usize::from(FOUNDERS);
         if late > 0 {
             // The operator works from the first client's host.
-            let operator = Arc::new(Operator::new(self.cluster.nodes.iter().map(|node| node.name.clone()).collect()));
+            let names = self.cluster.nodes.iter().map(|node| node.name.clone()).collect();
+            let operator = Arc::new(Operator::new(names, self.nemesis.emptying.clone()));
             let (story, homes) = (self.story.clone(), self.cluster.homes(&self.universe));
             self.universe.run_on(self.cluster.clients[0], operator.work(story, homes));
         }
