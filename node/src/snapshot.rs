@@ -7,6 +7,7 @@ use crate::claim::{Claim, Purpose};
 use crate::flusher::Job;
 use crate::machine::{LEDGER_BYTES_MAX, Ledger};
 use crate::owner::Mail;
+use crate::replica::COUNTED_MAX;
 use crate::shared::Shared;
 use crate::store::{Base, ReplicaMeta, is_row};
 use bytes::{Bytes, BytesMut};
@@ -23,9 +24,6 @@ use tokio::io::AsyncWriteExt;
 /// How long the other side may take for one step of a snapshot. If it has lost its power after it had taken a step in, nobody
 /// ever answers it, and until it is given up the follower gets no other snapshot.
 const STEP_TIME_MAX: Duration = Duration::from_secs(15);
-
-/// Revisions beyond this were never reached by counting, and adding to them must not overflow.
-const REVISION_MAX: u64 = 1 << 62;
 
 /// Sends a snapshot. Each chunk is answered before the next is read, so that no more than one is in memory.
 ///
@@ -147,7 +145,7 @@ pub async fn take(
                     format!("this node keeps replica {} of shard {shard}", cell.replica),
                 ));
             }
-            if begin.revision > REVISION_MAX {
+            if begin.revision > COUNTED_MAX {
                 return Err(Failure::refusal(RefusalCode::Malformed, "no shard has that many mutations"));
             }
             *incoming = None; // gives back the right that an earlier stream on this connection may hold

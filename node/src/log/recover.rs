@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 /// No segment, record or entry has a number beyond: what says so is damaged, however sound its check is.
-const NUMBER_MAX: u64 = 1 << 62;
+pub const NUMBER_MAX: u64 = 1 << 62;
 
 /// What the log had of a shard.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -11,7 +11,7 @@ mod tests;
 
 #[cfg(feature = "sim")]
 use crate::inspect::{Bug, planted};
-use crate::log::recover::Recovered;
+use crate::log::recover::{NUMBER_MAX, Recovered};
 use crate::log::{Hard, Log, LogEntry, Mark, ShardWrite};
 use bytes::Bytes;
 use change::Settling;
@@ -46,9 +46,9 @@ const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of committed entries that are handed over for one round of applying.
 const COMMITTED_BYTES_MAX: u64 = 4 << 20;
 
-/// Terms and indexes beyond these were never reached by counting, and adding to them must not overflow.
-const TERM_MAX: u64 = 1 << 62;
-const INDEX_MAX: u64 = 1 << 62;
+/// Terms, indexes and revisions that a peer tells beyond this were never reached by counting. Adding to them must not
+/// overflow, nor come to what the log would refuse as damage.
+pub const COUNTED_MAX: u64 = NUMBER_MAX / 2;
 /// Kinds of message as in `proto.md`.
 const APPEND_RESPONSE: u8 = 4;
 const SNAPSHOT: u8 = 7;
@@ -241,13 +241,13 @@ impl Replica {
         };
         wire.from.0 != 0
             && wire.from != self.id
-            && wire.term <= TERM_MAX
-            && wire.index <= INDEX_MAX
+            && wire.term <= COUNTED_MAX
+            && wire.index <= COUNTED_MAX
             && (wire.kind == SNAPSHOT) == wire.snapshot.is_some()
             && wire
                 .snapshot
                 .as_ref()
-                .is_none_or(|head| head.index <= INDEX_MAX && head.term <= TERM_MAX && is_sound(head))
+                .is_none_or(|head| head.index <= COUNTED_MAX && head.term <= COUNTED_MAX && is_sound(head))
             && wire.entries.iter().all(|entry| entry.term <= wire.term && committed_agrees(entry))
             && match wire.kind {
                 HEARTBEAT => wire.commit <= last,

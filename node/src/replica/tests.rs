@@ -343,6 +343,6 @@ fn a_snapshot_of_an_index_that_nobody_can_have_reached_is_not_taken() {
     assert!(replica.can_take(&announces(9, 1)));
     assert!(!replica.can_take(&announces(u64::MAX, 1)));
     assert!(!replica.can_take(&announces(9, u64::MAX)));
-    replica.step(&announces(INDEX_MAX, TERM_MAX), vec![], 1);
+    replica.step(&announces(COUNTED_MAX, COUNTED_MAX), vec![], 1);
     assert!(replica.output(1).is_some_and(|output| output.snapshot.is_some()), "the highest is taken");
 }
