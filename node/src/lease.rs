@@ -27,16 +27,7 @@ impl Lease {
     /// configuration has heard from. The leader hears itself at once. 0 if there is none.
     #[must_use]
     pub fn until(&self, term: u64, me: ReplicaId, configuration: &SnapshotHead, now: u64) -> u64 {
-        let heard = |id: &ReplicaId| match *id {
-            id if id == me => now,
-            id if self.term == term => self.stamps.get(&id).copied().unwrap_or(0),
-            _ => 0,
-        };
-        let majority = |voters: &[ReplicaId]| {
-            let mut stamps: Vec<u64> = voters.iter().map(heard).collect();
-            stamps.sort_unstable_by(|a, b| b.cmp(a));
-            stamps.get(voters.len() / 2).copied().unwrap_or(0)
-        };
+        let majority = |voters: &[ReplicaId]| self.majority(term, me, voters, now);
         let mut stamp = majority(&configuration.voters);
         if !configuration.voters_outgoing.is_empty() {
             stamp = stamp.min(majority(&configuration.voters_outgoing));
@@ -44,20 +35,23 @@ impl Lease {
         if stamp == 0 { 0 } else { stamp + LEASE.as_nanos() as u64 }
     }
 
-    /// Whether the lease would run if these were the voters. A step that leads to voters of whom most are silent must not be
-    /// taken: it is committed by those that vote now, and the group could never take another one.
+    /// Whether a majority of these replicas has answered what was sent at `since` or later.
     #[must_use]
-    pub fn runs_with(&self, term: u64, me: ReplicaId, voters: Vec<ReplicaId>, now: u64) -> bool {
-        let configuration = SnapshotHead {
-            index: 0,
-            term,
-            voters,
-            voters_outgoing: vec![],
-            learners: vec![],
-            learners_next: vec![],
-            auto_leave: false,
+    pub fn is_heard_since(&self, since: u64, term: u64, me: ReplicaId, voters: &[ReplicaId], now: u64) -> bool {
+        let heard = self.majority(term, me, voters, now);
+        heard != 0 && heard >= since
+    }
+
+    /// The newest time that a majority of these replicas has heard from; 0 if there is none.
+    fn majority(&self, term: u64, me: ReplicaId, voters: &[ReplicaId], now: u64) -> u64 {
+        let heard = |id: &ReplicaId| match *id {
+            id if id == me => now,
+            id if self.term == term => self.stamps.get(&id).copied().unwrap_or(0),
+            _ => 0,
         };
-        now < self.until(term, me, &configuration, now)
+        let mut stamps: Vec<u64> = voters.iter().map(heard).collect();
+        stamps.sort_unstable_by(|a, b| b.cmp(a));
+        stamps.get(voters.len() / 2).copied().unwrap_or(0)
     }
 }
 
@@ -113,19 +107,20 @@ mod tests {
     }
 
     #[test]
-    fn voters_of_whom_most_are_silent_have_no_lease() {
-        let length = LEASE.as_nanos() as u64;
+    fn those_who_answered_what_was_sent_before_are_not_heard_since() {
         let mut lease = Lease::default();
         lease.acknowledged(7, ReplicaId(2), 500);
-        lease.acknowledged(7, ReplicaId(3), 500 + length);
-        let now = 500 + length;
-        let runs =
-            |voters: &[u64]| lease.runs_with(7, ReplicaId(1), voters.iter().copied().map(ReplicaId).collect(), now);
-        assert!(runs(&[1, 2, 3]), "two of three are heard");
-        assert!(runs(&[1, 3]));
-        assert!(!runs(&[1, 2]), "2 has been silent for as long as a lease runs");
-        assert!(!runs(&[1, 2, 4]), "and 4 was never heard");
-        assert!(runs(&[1]));
+        lease.acknowledged(7, ReplicaId(3), 600);
+        let is_heard = |since, term, voters: &[u64]| {
+            let voters: Vec<ReplicaId> = voters.iter().copied().map(ReplicaId).collect();
+            lease.is_heard_since(since, term, ReplicaId(1), &voters, 700)
+        };
+        assert!(is_heard(600, 7, &[1, 2, 3]), "two of three are heard");
+        assert!(is_heard(600, 7, &[1, 3]));
+        assert!(!is_heard(600, 7, &[1, 2]), "what 2 has answered was sent before");
+        assert!(!is_heard(600, 7, &[1, 2, 4]), "and 4 was never heard");
+        assert!(!is_heard(600, 8, &[1, 3]), "in this term nobody was");
+        assert!(is_heard(600, 8, &[1]));
     }
 
     #[test]

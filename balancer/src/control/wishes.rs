@@ -8,7 +8,7 @@ use crate::map_rows::{State, Wanted};
 use shkv_proto::limits::{
     CAPACITY_MAX, MAP_KEYSPACES_MAX, MAP_NODES_MAX, MAP_SHARDS_MAX, NAME_BYTES_MAX, REPLICAS_MAX,
 };
-use shkv_proto::map::{DEFAULT_KEYSPACE, KeyspaceInfo, NodeInfo, NodeState, ShardInfo};
+use shkv_proto::map::{DEFAULT_KEYSPACE, KeyspaceInfo, NodeInfo, NodeState, ReplicaInfo, ShardInfo};
 use shkv_proto::message::{Failure, Join, NewShard, NodeHealth, RefusalCode};
 use shkv_proto::{KeyspaceId, Map, NodeId, ShardId};
 use std::collections::BTreeSet;
@@ -241,7 +241,7 @@ pub(crate) fn transfer(
     seen: &Seen,
     shard: ShardId,
     name: &str,
-) -> Result<(String, shkv_proto::map::ReplicaInfo), Failure> {
+) -> Result<(String, ReplicaInfo), Failure> {
     let node = find(state, name)?;
     let Some(info) = state.map.shard(shard) else {
         return refuse(RefusalCode::NotFound, format!("there is no shard {shard}"));
@@ -450,8 +450,14 @@ pub(crate) fn join(state: &mut State, seen: &Seen, join: &Join) -> Result<(), Fa
     }
     let known = state.map.node(join.id).map(|node| node.state);
     if let Some(NodeState::Replaced(by)) = known {
-        let text = format!("node {} ({}) was replaced by node {by}", join.name, join.id);
-        return refuse(RefusalCode::Retired, text);
+        let is_here = |replica: &ReplicaInfo| replica.node == join.id;
+        if !state.map.shards.iter().any(|shard| shard.replicas.iter().any(is_here)) {
+            let text = format!("node {} ({}) was replaced by node {by}", join.name, join.id);
+            return refuse(RefusalCode::Retired, text);
+        }
+        // Its replicas still count in their groups. It serves with them until they have moved.
+        register(state, join, NodeState::Replaced(by));
+        return Ok(());
     }
     let is_namesake = |node: &&mut NodeInfo| {
         node.name == join.name && node.id != join.id && !matches!(node.state, NodeState::Replaced(_))
@@ -472,9 +478,7 @@ pub(crate) fn join(state: &mut State, seen: &Seen, join: &Join) -> Result<(), Fa
         }
     }
     if let Some(before) = known {
-        if let Some(node) = state.map.nodes.iter_mut().find(|node| node.id == join.id) {
-            *node = info_of(join, before);
-        }
+        register(state, join, before);
         return Ok(());
     }
     if state.map.nodes.len() >= MAP_NODES_MAX {
@@ -496,6 +500,13 @@ pub(crate) fn join(state: &mut State, seen: &Seen, join: &Join) -> Result<(), Fa
     let at = state.map.nodes.partition_point(|node| node.id < join.id);
     state.map.nodes.insert(at, info_of(join, NodeState::Joining));
     Ok(())
+}
+
+/// Writes down where a node that is known is now.
+fn register(state: &mut State, join: &Join, known_as: NodeState) {
+    if let Some(node) = state.map.nodes.iter_mut().find(|node| node.id == join.id) {
+        *node = info_of(join, known_as);
+    }
 }
 
 fn info_of(join: &Join, state: NodeState) -> NodeInfo {

@@ -1,13 +1,31 @@
 //! What balancers ask of an owner: steps from one set of replicas to the next, leaderships given away, replicas dropped,
 //! and how things stand.
 
-use super::{Owner, Shard};
+use super::{Answer, Owner, Shard};
 use crate::replica::change::ChangeFailure;
 use shkv_proto::message::{ChangeReplicas, Failure, ReplicaStatus};
 use shkv_proto::{ReplicaId, ShardId};
 
 /// How soon a step may be tried again that waits for another replica to lead, or for replicas to be heard.
 const HANDOVER_RETRY_MS: u32 = 100;
+/// How long a step waits for the replicas that would vote to be heard, in nanoseconds.
+const HEARD_TIME_MAX: u64 = 500_000_000;
+
+/// A step that waits until most of those that would vote have been heard since it was asked for. It is committed by those
+/// that vote now: if the others are dead, the group could never take another one.
+pub struct Asked {
+    step: ChangeReplicas,
+    voters: Vec<ReplicaId>,
+    since: u64,
+    done: Answer,
+}
+
+impl Asked {
+    /// It is not taken.
+    pub fn failed(self, failure: &Failure) {
+        let _ = self.done.send(Err(failure.clone())); // whoever asked may be gone
+    }
+}
 
 impl Owner {
     fn leading(&mut self, shard: ShardId) -> Result<&mut Shard, Failure> {
@@ -27,28 +45,13 @@ impl Owner {
         Ok(())
     }
 
-    pub(super) fn change(&mut self, shard: ShardId, step: &ChangeReplicas) -> Result<(), Failure> {
+    pub(super) fn change(&mut self, shard: ShardId, step: ChangeReplicas, done: Answer) {
         let now = self.shared.clock.now();
-        let shard = self.leading(shard)?;
-        let me = shard.replica.id();
-        let mut voters = shard.meta.state.voters.clone();
-        voters.retain(|id| !step.remove.contains(id));
-        voters.extend(step.promote.iter().filter(|id| !shard.meta.state.voters.contains(id)));
-        let is_heard = || shard.lease.runs_with(shard.replica.term(), me, voters.clone(), now);
-        // The balancer takes a node for alive for a while after its end. One that goes itself hands over first.
-        if voters != shard.meta.state.voters && voters.contains(&me) && !is_heard() {
-            let text = "too few of the replicas that would vote have been heard just now".into();
-            return Err(Failure::Busy { retry_after_ms: HANDOVER_RETRY_MS, text });
-        }
-        match shard.replica.change(step, &shard.meta.homes) {
-            Ok(()) => Ok(()),
-            Err(ChangeFailure::Failure(failure)) => Err(failure),
-            Err(ChangeFailure::HandOver(heir)) => {
-                shard.transfer_to(heir);
-                let text = format!("the leader is to go: it hands the leadership over to replica {heir} first");
-                Err(Failure::Busy { retry_after_ms: HANDOVER_RETRY_MS, text })
-            }
-        }
+        let answer = match self.leading(shard) {
+            Ok(shard) => return shard.ask(step, done, now),
+            Err(failure) => Err(failure),
+        };
+        let _ = done.send(answer); // whoever asked may be gone
     }
 
     /// Forgets a replica. Nothing of it is handed to the log or to the flusher any more.
@@ -65,6 +68,56 @@ impl Owner {
         self.installs.remove(&id.0);
         self.sending.retain(|(number, _), _| *number != id.0);
         tracing::info!(shard = id.0, replica = replica.0, "a replica is deleted");
+    }
+}
+
+impl Shard {
+    fn ask(&mut self, step: ChangeReplicas, done: Answer, now: u64) {
+        let before = &self.meta.state.voters;
+        let mut voters = before.clone();
+        voters.retain(|id| !step.remove.contains(id));
+        voters.extend(step.promote.iter().filter(|id| !before.contains(id)));
+        // A leader that goes itself hands over first, and its heir is asked.
+        let answer = if voters == *before || !voters.contains(&self.replica.id()) {
+            self.change(&step)
+        } else if self.asked.is_some() {
+            let text = "another change of the shard's replicas is under way".into();
+            Err(Failure::Busy { retry_after_ms: HANDOVER_RETRY_MS, text })
+        } else {
+            self.replica.ping();
+            self.asked = Some(Asked { step, voters, since: now, done });
+            return;
+        };
+        let _ = done.send(answer); // whoever asked may be gone
+    }
+
+    /// Takes the step that waits if most of those that would vote have been heard, and gives it up after a while.
+    pub(super) fn go_on_with_change(&mut self, now: u64) {
+        let Some(asked) = self.asked.take() else { return };
+        let (term, me) = (self.replica.term(), self.replica.id());
+        let answer = if !self.replica.leads() {
+            Err(self.not_leader())
+        } else if self.lease.is_heard_since(asked.since, term, me, &asked.voters, now) {
+            self.change(&asked.step)
+        } else if now - asked.since > HEARD_TIME_MAX {
+            let text = "too few of the replicas that would vote can be heard".into();
+            Err(Failure::Busy { retry_after_ms: HANDOVER_RETRY_MS, text })
+        } else {
+            self.asked = Some(asked);
+            return;
+        };
+        let _ = asked.done.send(answer); // whoever asked may be gone
+    }
+
+    fn change(&mut self, step: &ChangeReplicas) -> Result<(), Failure> {
+        self.replica.change(step, &self.meta.homes).map_err(|failure| match failure {
+            ChangeFailure::Failure(failure) => failure,
+            ChangeFailure::HandOver(heir) => {
+                self.transfer_to(heir);
+                let text = format!("the leader is to go: it hands the leadership over to replica {heir} first");
+                Failure::Busy { retry_after_ms: HANDOVER_RETRY_MS, text }
+            }
+        })
     }
 }
 

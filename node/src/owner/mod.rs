@@ -258,7 +258,7 @@ impl Owner {
                 self.touch(shard.0);
             }
             Mail::Change(shard, step, done) => {
-                let _ = done.send(self.change(shard, &step)); // whoever asked may be gone
+                self.change(shard, step, done);
                 self.touch(shard.0);
             }
             Mail::Status(answer) => {

@@ -1,5 +1,6 @@
 //! One shard as its owner drives it: writes that wait, writes in flight, reads that wait, and the replica.
 
+use super::change::Asked;
 use super::{Reads, Round};
 use crate::cell::Cell;
 use crate::lease::Lease;
@@ -160,6 +161,8 @@ pub struct Shard {
     pub snapshots_installed: u64,
     /// Reads that wait.
     pub reads: Reads,
+    /// A change of the group's replicas that waits.
+    pub asked: Option<Asked>,
     /// Whether it stands for election until somebody leads: the other replicas of a new group may not be there yet. Asking
     /// for votes in advance (pre-vote) makes that harmless.
     pub eager: bool,
@@ -209,6 +212,7 @@ impl Shard {
             installing: false,
             snapshots_installed: 0,
             reads: Reads::default(),
+            asked: None,
             eager: false,
             learned: VecDeque::new(),
             dirty: true,
@@ -253,7 +257,7 @@ impl Shard {
         if waits {
             self.expire(now);
         }
-        ready || self.eager || waits || self.has_locks || !self.reads.is_empty()
+        ready || self.eager || waits || self.has_locks || !self.reads.is_empty() || self.asked.is_some()
     }
 
     /// The refusal of whoever does not lead.
@@ -277,6 +281,7 @@ impl Shard {
             self.reads.fail(&self.not_leader());
         }
         self.reads.ask(&mut self.replica, tokens, round.now);
+        self.go_on_with_change(round.now);
         loop {
             if self.replica.leads() && !round.throttled {
                 self.propose(round.now);
@@ -629,6 +634,9 @@ impl Shard {
         }
         self.forget_flights("the replica was deleted");
         self.reads.fail(wrong);
+        if let Some(asked) = self.asked.take() {
+            asked.failed(wrong);
+        }
     }
 
     /// Those who wait for the writes of an entry. Flights that the entry shows to be overwritten are answered: not done.

@@ -303,6 +303,11 @@ impl Replica {
         self.raft.read_index(token.to_le_bytes().to_vec());
     }
 
+    /// Sends everybody a heartbeat, if it leads.
+    pub fn ping(&mut self) {
+        self.raft.ping();
+    }
+
     /// Whether it is known to be a voter of its group now: it leads, or has heard a leader since the process began. Without
     /// that it may have been removed while it was away.
     #[must_use]

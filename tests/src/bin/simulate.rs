@@ -7,6 +7,9 @@ use shkv_tests::sim::run::{Outcome, Setup, drained_after_a_loss, power_lost_in_a
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Seeds between two lines that say how far it is.
 const SPEAKS_EVERY: u64 = 50;
 

@@ -41,9 +41,9 @@ const SCENE_MS_MAX: u64 = 25_000;
 /// Entries that a follower may be behind its leader while clients are at work.
 const FEW_ENTRIES: u64 = 50;
 
-/// How long the dead node has been silent when the wish is told, in milliseconds: longer than a lease, and less than it takes
-/// until the balancer doubts that it is alive.
-const SILENT_MS: u64 = 600;
+/// How long the dead node has been silent when the wish is told, in milliseconds at the most: less than it takes until the
+/// balancer doubts that it is alive.
+const SILENT_MS_MAX: u64 = 600;
 /// How long a wish has to be carried out, in milliseconds.
 const WISHED_MS: u64 = 4_000;
 
@@ -195,7 +195,7 @@ impl Run {
         let dead = self.universe.rng.random_range(0..usize::from(FOUNDERS));
         let emptied = (dead + 1) % usize::from(FOUNDERS);
         self.cluster.end_node(&mut self.universe, dead, Fate::Silence);
-        for _ in 0..SILENT_MS {
+        for _ in 0..self.universe.rng.random_range(0..=SILENT_MS_MAX) {
             self.step();
         }
         let wish = Admin::Drain { node: self.cluster.nodes[emptied].name.clone(), drain: true };

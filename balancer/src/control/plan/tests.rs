@@ -5,7 +5,7 @@ use super::model::{Model, Place, join_of, node};
 use super::*;
 use crate::control::wishes;
 use shkv_proto::map::Part;
-use shkv_proto::message::{Join, NewShard};
+use shkv_proto::message::{Failure, Join, NewShard, RefusalCode};
 
 #[test]
 fn three_nodes_become_six_and_three_again_with_no_more_moves_than_needed() {
@@ -177,6 +177,28 @@ fn a_lost_node_is_replaced_by_a_new_one_of_its_name() {
         assert!(!model.instances.contains_key("Server2"), "what is left of it is removed");
         assert!(model.state.wanted.is_empty());
     }
+}
+
+#[test]
+fn a_node_that_was_replaced_serves_with_its_replicas_until_they_have_moved() {
+    let mut model = Model::new(3, 8, 3);
+    model.can_start = true;
+    model.instances = (1..=3).map(|n| (format!("Server{n}"), true)).collect();
+    model.settle();
+    model.kill(node(2));
+    let is_replaced =
+        |model: &Model| model.state.map.node(node(2)).is_some_and(|node| matches!(node.state, NodeState::Replaced(_)));
+    while !is_replaced(&model) {
+        model.step();
+        model.pass();
+    }
+    model.join(2, "Server2", "Server2").unwrap();
+    assert!(is_replaced(&model), "its place is taken all the same");
+    model.revive(node(2));
+    model.settle();
+    assert!(model.state.map.node(node(2)).is_none());
+    let refused = model.join(2, "Server2", "Server2").unwrap_err();
+    assert!(matches!(refused, Failure::Refusal { code: RefusalCode::Retired, .. }), "{refused}");
 }
 
 #[test]
