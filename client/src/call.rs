@@ -18,7 +18,6 @@ use shkv_proto::message::{self, Failure, RefusalCode, WriteId};
 use shkv_proto::retry::{Asked, Attempts, Step};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// How long an attempt waits for a connection that is not up, so that there is time left for another way.
@@ -66,50 +65,51 @@ enum Way<'a> {
     Home(&'a Link),
 }
 
-/// The time at which a call that may take `within` is over.
-pub(crate) fn deadline_in(within: Duration) -> Instant {
-    Instant::now() + within.min(Duration::from_millis(u64::from(shkv_proto::limits::DEADLINE_MS_MAX)))
+/// When a call began, and when it is over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub(crate) began: Instant,
+    pub(crate) deadline: Instant,
+}
+
+impl Span {
+    /// A call that begins now and may take `within`.
+    pub(crate) fn of(within: Duration) -> Self {
+        let began = Instant::now();
+        let within_max = Duration::from_millis(u64::from(shkv_proto::limits::DEADLINE_MS_MAX));
+        Self { began, deadline: began + within.min(within_max) }
+    }
 }
 
 /// Sends a request and answers for its outcome. The number of attempts is bounded by the deadline and by the pauses of
 /// [`shkv_proto::retry`].
-pub(crate) async fn ask<T, E>(
-    inner: &Arc<Inner>,
-    request: &Request<'_, E>,
-    deadline: Instant,
-) -> Result<Answered<T>, Error>
+pub(crate) async fn ask<T, E>(inner: &Arc<Inner>, request: &Request<'_, E>, span: Span) -> Result<Answered<T>, Error>
 where
     T: DeserializeOwned,
     E: Fn(message::Consistency, Option<WriteId>) -> Result<Vec<u8>, codec::CodecError>,
 {
-    let began = Instant::now();
-    let mut encoded: Option<(ShardId, Bytes)> = None;
+    let Span { began, deadline } = span;
+    let mut now = began; // looked at once for each attempt: that costs as much as a lock
     let mut attempts = Attempts::new(if request.ticket.is_some() { Asked::KnownWrite } else { Asked::Read });
     loop {
         let tries = attempts.tries() + 1;
         let view = inner.view();
         let (shard, epoch) = place(&view, request)?;
         let consistency = inner.wanted(request.consistency, shard);
-        let head = match &encoded {
-            Some((of, head)) if *of == shard && request.ticket.is_none() => head.clone(),
-            _ => {
-                let age = attempts.may_be_done().then(|| began.elapsed());
-                let head = (request.head)(consistency, request.ticket.map(|ticket| ticket.id(age)))
-                    .map_err(|error| Error::refused(RefusalCode::Malformed, error.to_string()))?;
-                encoded.insert((shard, Bytes::from(head))).1.clone()
-            }
-        };
+        let age = attempts.may_be_done().then(|| began.elapsed());
+        let head = (request.head)(consistency, request.ticket.map(|ticket| ticket.id(age)))
+            .map_err(|error| Error::refused(RefusalCode::Malformed, error.to_string()))?;
         let way = choose(inner, &view, request, shard, consistency, tries);
         let mut header = Header::new(request.kind);
         if matches!(way, Way::Node(_)) || !matches!(request.aim, Aim::Key(_) | Aim::Keys(_)) {
             (header.shard, header.epoch) = (shard, epoch);
         }
-        let frame = Frame { header, head, tail: request.tail.clone() };
+        let frame = Frame { header, head: Bytes::from(head), tail: request.tail.clone() };
         let (link, at) = match way {
             Way::Node(peer) => peer.link_at(),
             Way::Home(link) => (link, 0),
         };
-        let result = attempt(link, frame, try_until(deadline)).await.and_then(|answer| {
+        let result = attempt(link, frame, now, try_until(deadline, now)).await.and_then(|answer| {
             let head = codec::decode(&answer.head)
                 .map_err(|error| Failure::unknown(format!("an answer that cannot be read: {error}")))?;
             Ok(Answered { head, tail: answer.tail, shard })
@@ -146,6 +146,7 @@ where
                 if !pause.is_zero() {
                     tokio::time::sleep(pause).await;
                 }
+                now = Instant::now();
             }
         }
     }
@@ -252,24 +253,20 @@ fn note_hint(view: &View, way: &Way<'_>, shard: ShardId, node: NodeId) {
     }
 }
 
-/// When an attempt that begins now is given up, so that there is time for another.
-pub(crate) fn try_until(deadline: Instant) -> Instant {
-    let now = Instant::now();
+/// When an attempt that begins at `now` is given up, so that there is time for another.
+pub(crate) fn try_until(deadline: Instant, now: Instant) -> Instant {
     deadline.min(now + (deadline.saturating_duration_since(now) / 2).max(ATTEMPT_MIN))
 }
 
-/// Sends a frame over a link once.
-pub(crate) async fn attempt(link: &Link, frame: Frame, until: Instant) -> Result<Frame, CallError> {
+/// Sends a frame over a link once. `now` may be a little old.
+pub(crate) async fn attempt(link: &Link, frame: Frame, now: Instant, until: Instant) -> Result<Frame, CallError> {
     if !link.is_up() {
         link.connected(until.min(Instant::now() + CONNECT_TIME_MAX)).await?;
     }
-    let (sender, receiver) = oneshot::channel();
-    let done = move |result| {
-        let _ = sender.send(result); // the caller may have stopped waiting
+    let answer = match link.try_send(frame, now, until) {
+        Ok(answer) => answer,
+        Err(frame) => link.send(frame, until).await,
     };
-    if let Err((frame, done)) = link.try_submit(frame, until, done) {
-        link.submit(frame, until, done).await;
-    }
-    let answer = receiver.await.unwrap_or_else(|_| Err(LinkError::Lost("the link was closed".into())))?;
+    let answer = answer.await.unwrap_or_else(|_| Err(LinkError::Lost("the link was closed".into())))?;
     Ok(done_or_failure(answer)?)
 }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: tells the time and waits")]
 
-use crate::call::deadline_in;
+use crate::call::Span;
 use crate::error::Error;
 use crate::inner::{Inner, check_map, first_map, open_home, question};
 use crate::keyspace::Keyspace;
@@ -102,7 +102,7 @@ impl Client {
         mut config: ClientConfig,
     ) -> Result<Self, Error> {
         config.links_per_node = config.links_per_node.clamp(1, LINKS_PER_NODE_MAX);
-        let deadline = deadline_in(config.deadline);
+        let deadline = Span::of(config.deadline).deadline;
         let cluster = config.cluster;
         let homes: Vec<Link> = addrs.into_iter().take(HOMES_MAX).map(|addr| open_home(addr.into(), cluster)).collect();
         if homes.is_empty() {
@@ -144,7 +144,7 @@ impl Client {
     /// # }
     /// ```
     pub async fn keyspace(&self, name: &str) -> Result<Keyspace, Error> {
-        let id = self.inner.find_keyspace(name, deadline_in(self.inner.config.deadline)).await?;
+        let id = self.inner.find_keyspace(name, Span::of(self.inner.config.deadline).deadline).await?;
         Ok(Keyspace::new(self.inner.clone(), Some(id)))
     }
 
@@ -175,7 +175,7 @@ impl Client {
     /// # }
     /// ```
     pub async fn status(&self) -> Result<StatusDone, Error> {
-        let deadline = deadline_in(self.inner.config.deadline);
+        let deadline = Span::of(self.inner.config.deadline).deadline;
         let mut tries = 0;
         loop {
             tries += 1;

@@ -1,6 +1,6 @@
 //! Counts rows without moving them: every shard counts its own, side by side, in steps of bounded size.
 
-use crate::call::{Aim, Answered, Request, ask, deadline_in};
+use crate::call::{Aim, Answered, Request, Span, ask};
 use crate::error::Error;
 use crate::inner::Inner;
 use crate::keyspace::Keyspace;
@@ -88,7 +88,7 @@ impl Count {
             return Ok(0);
         }
         let inner = self.keyspace.inner();
-        let keyspace = self.keyspace.id(deadline_in(self.within)).await?;
+        let keyspace = self.keyspace.id(Span::of(self.within).deadline).await?;
         let mut counts = JoinSet::new();
         for shard in aims_of(inner, keyspace, &self.range, self.consistency)? {
             let (inner, range) = (inner.clone(), self.range.clone());
@@ -131,7 +131,7 @@ async fn count_shard(
             head: |consistency, _| codec::encode(&Scan { consistency, ..left.clone() }),
             tail: Bytes::new(),
         };
-        let Answered { head, .. }: Answered<CountDone> = ask(&inner, &request, deadline_in(within)).await?;
+        let Answered { head, .. }: Answered<CountDone> = ask(&inner, &request, Span::of(within)).await?;
         rows += head.rows;
         match head.next {
             // Each step must get on, or a peer that repeats itself would keep this loop for ever.

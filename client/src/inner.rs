@@ -227,7 +227,8 @@ pub(crate) async fn question<T: serde::de::DeserializeOwned>(
     let up_by = deadline.min(Instant::now() + CONNECT_TIME_MAX);
     let welcome = link.connected(up_by).await.inspect_err(|_| link.retry_now())?;
     let frame = Frame::new(Header::new(kind), Bytes::new(), Bytes::new());
-    let answer = call::attempt(link, frame, call::try_until(deadline)).await?;
+    let now = Instant::now();
+    let answer = call::attempt(link, frame, now, call::try_until(deadline, now)).await?;
     let head = codec::decode(&answer.head).map_err(|error| Failure::unknown(error.to_string()))?;
     Ok((head, welcome.limits))
 }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: tells the time and waits")]
 
-use crate::call::{CONNECT_TIME_MAX, attempt, deadline_in};
+use crate::call::{CONNECT_TIME_MAX, Span, attempt};
 use crate::client::Client;
 use crate::error::Error;
 use crate::inner::Inner;
@@ -33,7 +33,7 @@ impl Client {
     /// ```
     pub async fn admin(&self, wish: &Admin) -> Result<AdminDone, Error> {
         let inner = self.inner();
-        let deadline = deadline_in(inner.config.deadline);
+        let deadline = Span::of(inner.config.deadline).deadline;
         let head = codec::encode(wish)
             .map_err(|error| Error::refused(RefusalCode::Malformed, error.to_string()))
             .map(Bytes::from)?;
@@ -64,7 +64,7 @@ async fn ask(inner: &Inner, head: Bytes, deadline: Instant) -> Result<AdminDone,
         return Err(Failure::refusal(RefusalCode::NotAllowed, text).into());
     }
     let frame = Frame::new(Header::new(Kind::Admin), head, Bytes::new());
-    let answer = attempt(link, frame, deadline).await?;
+    let answer = attempt(link, frame, Instant::now(), deadline).await?;
     codec::decode(&answer.head).map_err(|error| Failure::unknown(error.to_string()).into())
 }
 

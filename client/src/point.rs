@@ -1,6 +1,6 @@
 //! Operations on one row: get, put, delete.
 
-use crate::call::{Aim, Answered, Request, ask, deadline_in};
+use crate::call::{Aim, Answered, Request, Span, ask};
 use crate::check::{Check, check_condition};
 use crate::error::Error;
 use crate::keyspace::Keyspace;
@@ -120,22 +120,23 @@ impl Get {
     /// # }
     /// ```
     pub async fn answer(self) -> Result<Answer, Error> {
-        let inner = self.keyspace.inner();
-        check_key(inner.limits(), &self.key)?;
-        let deadline = deadline_in(self.within);
-        let keyspace = self.keyspace.id(deadline).await?;
+        let Self { keyspace: of, key, consistency, within } = self;
+        let inner = of.inner();
+        check_key(inner.limits(), &key)?;
+        let span = Span::of(within);
+        let keyspace = of.id(span.deadline).await?;
         let request = Request {
             kind: Kind::Get,
             keyspace,
-            aim: Aim::Key(&self.key),
-            consistency: self.consistency,
+            aim: Aim::Key(&key),
+            consistency,
             ticket: None,
-            head: |consistency, _| codec::encode(&message::Get { keyspace, key: &self.key, consistency }),
+            head: |consistency, _| codec::encode(&message::Get { keyspace, key: &key, consistency }),
             tail: Bytes::new(),
         };
-        let Answered { head, tail, shard }: Answered<GetDone> = ask(inner, &request, deadline).await?;
+        let Answered { head, tail, shard }: Answered<GetDone> = ask(inner, &request, span).await?;
         inner.saw(shard, head.revision);
-        let row = head.version.map(|version| Row { key: self.key.clone(), version, value: tail });
+        let row = head.version.map(|version| Row { key, version, value: tail });
         Ok(Answer { row, consistency: head.consistency.into(), revision: head.revision })
     }
 }
@@ -337,8 +338,8 @@ async fn write(
     let inner = keyspace.inner();
     check_key(inner.limits(), key)?;
     check_condition(check)?;
-    let deadline = deadline_in(within);
-    let keyspace = keyspace.id(deadline).await?;
+    let span = Span::of(within);
+    let keyspace = keyspace.id(span.deadline).await?;
     let ticket = inner.lanes.begin();
     let request = Request {
         kind,
@@ -349,7 +350,7 @@ async fn write(
         head: |_, id| codec::encode(&message::Write { keyspace, key, condition: check.condition(), id }),
         tail,
     };
-    let Answered { head, shard, .. }: Answered<WriteDone> = ask(inner, &request, deadline).await?;
+    let Answered { head, shard, .. }: Answered<WriteDone> = ask(inner, &request, span).await?;
     inner.saw(shard, head.revision);
     Ok(Written { version: head.revision, removed: head.removed })
 }

@@ -4,7 +4,7 @@
 //! most one page is held and one more fetched ahead, so that memory is bounded by twice the page size for each shard,
 //! however long the scan is. Of a scan with a limit each shard is asked for its likely share.
 
-use crate::call::{Aim, Answered, Request, ask, deadline_in};
+use crate::call::{Aim, Answered, Request, Span, ask};
 use crate::error::Error;
 use crate::inner::Inner;
 use crate::keyspace::Keyspace;
@@ -322,7 +322,7 @@ impl Rows {
             return Ok(());
         }
         let inner = self.scan.keyspace.inner().clone();
-        let keyspace = self.scan.keyspace.id(deadline_in(self.scan.within)).await?;
+        let keyspace = self.scan.keyspace.id(Span::of(self.scan.within).deadline).await?;
         let mut shards = VecDeque::from(aims_of(&inner, keyspace, &self.rest, self.scan.consistency)?);
         let aims: Vec<(ShardId, VecDeque<ShardId>)> = if is_ranges(&inner, keyspace) {
             if self.scan.reverse {
@@ -432,7 +432,7 @@ async fn fetch(
         head: |consistency, _| codec::encode(&message::Scan { consistency, ..scan.clone() }),
         tail: Bytes::new(),
     };
-    let Answered { head: mut page, tail, .. }: Answered<ScanDone> = ask(&inner, &request, deadline_in(within)).await?;
+    let Answered { head: mut page, tail, .. }: Answered<ScanDone> = ask(&inner, &request, Span::of(within)).await?;
     inner.saw(shard, page.revision);
     let rows = rows_of_page(&mut page, tail).map_err(|error| Error::unavailable(error.to_string()))?;
     let gets_on = page.next.as_ref().is_none_or(|next| {

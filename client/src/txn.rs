@@ -1,6 +1,6 @@
 //! Mini-transactions: what is looked at, read and written in one step (Aguilera et al., Sinfonia, SOSP 2007).
 
-use crate::call::{Aim, Answered, Request, ask, deadline_in};
+use crate::call::{Aim, Answered, Request, Span, ask};
 use crate::check::{Check, check_condition};
 use crate::error::Error;
 use crate::keyspace::Keyspace;
@@ -220,8 +220,8 @@ impl Txn {
     pub async fn commit(self) -> Result<Committed, Error> {
         let inner = self.keyspace.inner();
         refuse(inner.limits(), &self.keys, &self.ops)?;
-        let deadline = deadline_in(self.within);
-        let keyspace = self.keyspace.id(deadline).await?;
+        let span = Span::of(self.within);
+        let keyspace = self.keyspace.id(span.deadline).await?;
         let (ops, tail) = self.encoded();
         let ticket = inner.lanes.begin();
         let request = Request {
@@ -233,7 +233,7 @@ impl Txn {
             head: |_, id| codec::encode(&shkv_proto::message::Batch { keyspace, ops: ops.clone(), id }),
             tail,
         };
-        let Answered { head, tail, .. }: Answered<BatchDone> = ask(inner, &request, deadline).await?;
+        let Answered { head, tail, .. }: Answered<BatchDone> = ask(inner, &request, span).await?;
         for (shard, revision) in &head.revisions {
             inner.saw(*shard, *revision);
         }

@@ -9,13 +9,14 @@ use crate::flusher::Job;
 use crate::log::ShardWrite;
 use crate::log::recover::Recovered;
 use crate::machine::Ledger;
+use crate::memtable::Table;
 use crate::owner::{Mail, Shard};
 use crate::replica::{Replica, is_sound};
 use crate::reply::Reply;
 use crate::session::head_of;
 use crate::shared::Shared;
 use crate::store::{Base, ReplicaMeta, StoreError};
-use crate::table::{Table, View};
+use crate::table::View;
 use shkv_proto::message::{
     Beat, ChangeReplicas, CreateReplica, Failure, Hello, RefusalCode, RemoveReplica, Role, SnapshotHead, TransferLeader,
 };

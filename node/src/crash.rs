@@ -9,9 +9,9 @@ use crate::disk::{Disk, DiskFile};
 use crate::log::recover::Recovered;
 use crate::log::{Hard, Log, LogEntry, Mark, ShardWrite};
 use crate::machine::Ledger;
+use crate::memtable::Table;
 use crate::replica::Replica;
 use crate::store::{Flush, ReplicaMeta, Store};
-use crate::table::Table;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use shkv_proto::map::Part;
@@ -409,7 +409,9 @@ impl Small {
             let shard = self.shards.get_mut(number).expect("it was made");
             for _ in 0..*count {
                 shard.last += 1;
-                shard.active.put(&key_of(shard.last), shard.last, &Bytes::from(data_of(*number, shard.last)));
+                shard.active.put(&key_of(shard.last), shard.last, &data_of(*number, shard.last), || {
+                    unreachable!("it is small")
+                });
                 if shard.last.is_multiple_of(5) {
                     shard.active.delete(&key_of(shard.last - 3));
                 }

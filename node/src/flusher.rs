@@ -7,6 +7,7 @@
 
 #[cfg(feature = "sim")]
 use crate::inspect::{Point, reached};
+use crate::memtable::Table;
 use crate::owner::{Mail, post};
 use crate::space::Space;
 use crate::store::{Base, Flush, ReplicaMeta, Store, StoreError};
@@ -58,6 +59,8 @@ pub enum Job {
         /// Who is told.
         owner: usize,
     },
+    /// What nobody reads any more: to give up many rows takes a while.
+    Forget(Vec<(Option<Arc<Table>>, Base)>),
 }
 
 /// The door to the flusher's thread.
@@ -163,6 +166,7 @@ impl Work {
     ) {
         loop {
             match jobs.try_recv() {
+                Ok(Job::Forget(_)) => {}
                 Ok(job) => {
                     tokio::time::sleep(host.disk_pause(8)).await;
                     while self.lacks_space(&job) {
@@ -176,7 +180,7 @@ impl Work {
                     if !self.goes_on_after(job) {
                         return;
                     }
-                    if reached(after) {
+                    if after.is_some_and(reached) {
                         return std::future::pending().await;
                     }
                 }
@@ -189,7 +193,7 @@ impl Work {
     #[cfg(feature = "sim")]
     fn lacks_space(&self, job: &Job) -> bool {
         let bytes = match job {
-            Job::Flush { tables, .. } => tables.iter().map(|flush| flush.table.bytes as u64).sum(),
+            Job::Flush { tables, .. } => tables.iter().map(|flush| flush.table.bytes() as u64).sum(),
             Job::Stage(_, _, rows, _) => rows.iter().map(|(key, row)| (key.len() + row.len()) as u64).sum(),
             _ => return false,
         };
@@ -227,6 +231,10 @@ impl Work {
                 }
                 answered(answer, self.store.stage(shard, &rows, durable).map(|()| true))
             }
+            Job::Forget(rows) => {
+                drop(rows);
+                Ok(())
+            }
             Job::Install { shard, meta, ledger, owner } => {
                 self.staging.remove(&shard.0);
                 self.store.install(shard, &meta, &ledger)?;
@@ -247,7 +255,7 @@ impl Work {
     }
 
     fn flush(&mut self, tables: &[Flush], keep: &BTreeMap<u32, u64>, owner: usize) -> Result<(), StoreError> {
-        self.wait_for_space(tables.iter().map(|flush| flush.table.bytes as u64).sum());
+        self.wait_for_space(tables.iter().map(|flush| flush.table.bytes() as u64).sum());
         self.store.flush(tables)?;
         let mut flushed = Vec::with_capacity(tables.len());
         for flush in tables {
@@ -297,14 +305,15 @@ impl Work {
 
 /// Where a process is when it has done a job.
 #[cfg(feature = "sim")]
-fn point_behind(job: &Job) -> Point {
+fn point_behind(job: &Job) -> Option<Point> {
     match job {
-        Job::Flush { .. } => Point::FlushDone,
-        Job::Create(..) => Point::ReplicaMade,
-        Job::Delete(..) => Point::ReplicaDeleted,
-        Job::StageBegin(..) => Point::SnapshotBegun,
-        Job::Stage(..) => Point::SnapshotRows,
-        Job::Install { .. } => Point::SnapshotWhole,
+        Job::Flush { .. } => Some(Point::FlushDone),
+        Job::Create(..) => Some(Point::ReplicaMade),
+        Job::Delete(..) => Some(Point::ReplicaDeleted),
+        Job::StageBegin(..) => Some(Point::SnapshotBegun),
+        Job::Stage(..) => Some(Point::SnapshotRows),
+        Job::Install { .. } => Some(Point::SnapshotWhole),
+        Job::Forget(_) => None,
     }
 }
 

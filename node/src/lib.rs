@@ -25,6 +25,7 @@ mod join;
 mod lease;
 pub mod log;
 mod machine;
+mod memtable;
 mod owner;
 mod peers;
 mod plan;
@@ -122,7 +123,7 @@ impl Default for Tuning {
             table_bytes: 64 << 20,
             cache_bytes: 64 << 20,
             log_segment_bytes: 16 << 20,
-            log_retain_bytes: 64 << 20,
+            log_retain_bytes: 256 << 20,
             disk_reserve_bytes: 128 << 20,
             threads: (cores / 4).clamp(1, 8),
         }

@@ -3,8 +3,9 @@
 //! A cache belongs to one [`crate::store::Base`], whose rows never change: nothing in it is ever out of date, and a flush or
 //! a snapshot, which makes another base, begins with an empty one. All caches of a node share one budget of bytes.
 
+use crate::memtable::Key;
 use crate::store::StoreError;
-use crate::table::{Found, Key};
+use crate::table::Found;
 use parking_lot::Mutex;
 use shkv_proto::hashing::key_hash;
 use std::sync::atomic::{AtomicUsize, Ordering};

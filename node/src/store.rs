@@ -8,8 +8,9 @@ use crate::disk::{Disk, DiskFile};
 use crate::ground::Rows as Place;
 use crate::log::Mark;
 use crate::machine::Ledger;
+use crate::memtable::{Slot, Table};
 use crate::row_cache::{Budget, RowCache};
-use crate::table::{Found, Slot, Table};
+use crate::table::Found;
 use bytes::{BufMut, Bytes, BytesMut};
 use redb::{
     Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata,
@@ -252,7 +253,7 @@ impl Store {
         self.write(|txn| {
             for flush in flushes {
                 let mut table = txn.open_table(rows_named(&rows_name(flush.shard))).map_err(StoreError::of)?;
-                for (key, slot) in &flush.table.rows {
+                for (key, slot) in flush.table.sorted().range((Bound::Unbounded, Bound::Unbounded)) {
                     match slot {
                         Slot::Live { version, value } => {
                             let mut place = table

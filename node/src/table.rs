@@ -6,87 +6,15 @@
 
 use crate::log::Mark;
 use crate::machine::Ledger;
+use crate::memtable::{Key, KeyRange, Slot, Table};
 use crate::store::{Base, StoreError};
 use bytes::Bytes;
 use shkv_proto::merge::Row;
 use shkv_proto::message::Scan;
 use shkv_proto::outbox::TAIL_COPY_BYTES_MAX;
-use smallvec::SmallVec;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::ops::Bound;
 use std::sync::Arc;
-
-/// What a key costs in memory beside its bytes: the tree's node and two handles.
-const SLOT_BYTES: usize = 112;
-/// Values from this size on are kept as a part of the log entry that brought them; smaller ones are copied, so that they
-/// do not keep the whole entry in memory.
-const VALUE_SHARE_BYTES_MIN: usize = 64 << 10;
-
-/// A key in memory. A short one lies in the tree's node itself: comparing it meets no other cache line.
-pub type Key = SmallVec<[u8; 32]>;
-
-/// A row in memory.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Slot {
-    /// The row is there.
-    Live {
-        /// Its version.
-        version: u64,
-        /// Its value.
-        value: Bytes,
-    },
-    /// The row was removed.
-    Dead,
-}
-
-/// Rows in memory, in order.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Table {
-    /// The rows.
-    pub rows: BTreeMap<Key, Slot>,
-    /// What they take in memory, about.
-    pub bytes: usize,
-}
-
-impl Table {
-    /// Writes a row.
-    pub fn put(&mut self, key: &[u8], version: u64, value: &Bytes) {
-        let value = if value.len() < VALUE_SHARE_BYTES_MIN { Bytes::copy_from_slice(value) } else { value.clone() };
-        self.set(key, Slot::Live { version, value });
-    }
-
-    /// Removes a row.
-    pub fn delete(&mut self, key: &[u8]) {
-        self.set(key, Slot::Dead);
-    }
-
-    fn set(&mut self, key: &[u8], slot: Slot) {
-        self.bytes += slot_bytes(&slot);
-        // One walk through the tree, whether or not there is a row; a key that is not short is made anew for it.
-        match self.rows.entry(Key::from_slice(key)) {
-            Entry::Occupied(mut before) => {
-                self.bytes -= slot_bytes(before.get());
-                before.insert(slot);
-            }
-            Entry::Vacant(place) => {
-                self.bytes += SLOT_BYTES + key.len();
-                place.insert(slot);
-            }
-        }
-    }
-}
-
-fn slot_bytes(slot: &Slot) -> usize {
-    match slot {
-        Slot::Live { value, .. } => value.len(),
-        Slot::Dead => 0,
-    }
-}
-
-/// A range of keys.
-pub type KeyRange<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 /// What a get finds.
 pub type Found = Option<(u64, Bytes)>;
@@ -138,8 +66,8 @@ impl View {
     /// # Errors
     /// [`StoreError`].
     pub fn get(&self, key: &[u8]) -> Result<Found, StoreError> {
-        let sealed = || self.sealed.as_ref().and_then(|table| table.rows.get(key));
-        match self.active.rows.get(key).or_else(sealed) {
+        let sealed = || self.sealed.as_ref().and_then(|table| table.get(key));
+        match self.active.get(key).or_else(sealed) {
             Some(Slot::Live { version, value }) => Ok(Some((*version, value.clone()))),
             Some(Slot::Dead) => Ok(None),
             None => self.base.get(key),
@@ -152,8 +80,8 @@ impl View {
     /// # Errors
     /// [`StoreError`].
     pub fn get_into(&self, key: &[u8], small: &mut Vec<u8>) -> Result<FoundInto, StoreError> {
-        let sealed = || self.sealed.as_ref().and_then(|table| table.rows.get(key));
-        match self.active.rows.get(key).or_else(sealed) {
+        let sealed = || self.sealed.as_ref().and_then(|table| table.get(key));
+        match self.active.get(key).or_else(sealed) {
             Some(Slot::Live { version, value }) if value.len() <= TAIL_COPY_BYTES_MAX => {
                 small.extend_from_slice(value);
                 Ok(Some((*version, None)))
@@ -167,22 +95,23 @@ impl View {
     /// Begins a page: takes from memory what it may need and a hold on redb, so that the rest runs without the lock.
     #[must_use]
     pub fn begin_page(&self, scan: &Scan, limits: PageLimits) -> PageReader {
-        let in_memory = self.active.rows.len() + self.sealed.as_ref().map_or(0, |table| table.rows.len());
+        let in_memory = self.active.len() + self.sealed.as_ref().map_or(0, |table| table.len());
         let mut memory = Vec::with_capacity(in_memory.min(limits.rows + 1));
         let mut bytes = 0;
         let mut cut = false;
         let empty = Table::default();
         let sealed = self.sealed.as_deref().unwrap_or(&empty);
         if let Some(range) = range_of(scan) {
-            let mut newer = directed(self.active.rows.range::<[u8], _>(range), scan.reverse).peekable();
-            let mut older = directed(sealed.rows.range::<[u8], _>(range), scan.reverse).peekable();
+            let (newer, older) = (self.active.sorted(), sealed.sorted());
+            let mut newer = directed(newer.range(range), scan.reverse).peekable();
+            let mut older = directed(older.range(range), scan.reverse).peekable();
             while let Some((key, slot)) = next_of_two(&mut newer, &mut older, scan.reverse) {
                 // One row more than fits: only what is beyond the page may be missing behind a cut.
                 if memory.len() > limits.rows || bytes > limits.bytes {
                     cut = true;
                     break;
                 }
-                bytes += key.len() + slot_bytes(slot);
+                bytes += key.len() + slot.value_bytes();
                 memory.push((Bytes::copy_from_slice(key), slot.clone()));
             }
         }
@@ -192,9 +121,9 @@ impl View {
     }
 }
 
-type Directed<'a> = Box<dyn Iterator<Item = (&'a Key, &'a Slot)> + 'a>;
+type Directed<'a> = Box<dyn Iterator<Item = &'a (Key, Slot)> + 'a>;
 
-fn directed<'a>(range: std::collections::btree_map::Range<'a, Key, Slot>, reverse: bool) -> Directed<'a> {
+fn directed<'a>(range: impl DoubleEndedIterator<Item = &'a (Key, Slot)> + 'a, reverse: bool) -> Directed<'a> {
     if reverse { Box::new(range.rev()) } else { Box::new(range) }
 }
 
@@ -203,7 +132,7 @@ fn next_of_two<'a>(
     newer: &mut std::iter::Peekable<Directed<'a>>,
     older: &mut std::iter::Peekable<Directed<'a>>,
     reverse: bool,
-) -> Option<(&'a Key, &'a Slot)> {
+) -> Option<&'a (Key, Slot)> {
     let order = match (newer.peek(), older.peek()) {
         (Some((a, _)), Some((b, _))) => a.cmp(b),
         (Some(_), None) => return newer.next(),
@@ -320,6 +249,7 @@ mod tests {
     use shkv_proto::map::Part;
     use shkv_proto::message::{Consistency, SnapshotHead};
     use shkv_proto::{KeyspaceId, ReplicaId, ShardId};
+    use std::collections::BTreeMap;
 
     const SHARD: ShardId = ShardId(1);
 
@@ -405,7 +335,7 @@ mod tests {
                     Step::Put(key) => {
                         view.revision += 1;
                         let value = Bytes::from(vec![key; view.revision as usize % 50]);
-                        view.active.put(&[key], view.revision, &value);
+                        view.active.put(&[key], view.revision, &value, || value.clone());
                         model.insert(key, (view.revision, value));
                     }
                     Step::Delete(key) => {
@@ -481,7 +411,7 @@ mod tests {
                     }
                     Step::Put(key) => {
                         revision += 1;
-                        view.active.put(&[key], revision, &Bytes::from(vec![key; revision as usize % 50]));
+                        view.active.put(&[key], revision, &vec![key; revision as usize % 50], || unreachable!("it is small"));
                     }
                     Step::Delete(key) => view.active.delete(&[key]),
                     Step::Seal => {

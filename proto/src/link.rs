@@ -17,6 +17,7 @@ use crate::world::{self, news::News};
 use parking_lot::Mutex;
 use rand::RngExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::Instant;
@@ -55,7 +56,23 @@ pub enum CallError {
     Failure(#[from] Failure),
 }
 
-type Done = Box<dyn FnOnce(Result<Frame, LinkError>) + Send>;
+/// How a request ended.
+type Ended = Result<Frame, LinkError>;
+
+/// Who is told how a request ended.
+enum Done {
+    Call(Box<dyn FnOnce(Ended) + Send>),
+    Tell(oneshot::Sender<Ended>),
+}
+
+impl Done {
+    fn is(self, ended: Ended) {
+        match self {
+            Self::Call(done) => done(ended),
+            Self::Tell(sender) => drop(sender.send(ended)), // whoever asked may have stopped waiting
+        }
+    }
+}
 
 /// A connection to one address. Cloning it is cheap; when the last clone goes, the connection is closed.
 #[derive(Clone)]
@@ -66,6 +83,8 @@ pub struct Link {
 
 struct Shared {
     addr: String,
+    /// Whether the phase is [`Phase::Up`], for whoever only wants to know that.
+    up: AtomicBool,
     state: Mutex<State>,
     credit: Semaphore,
     phases: News,
@@ -99,6 +118,7 @@ impl Link {
     ) -> Self {
         let shared = Arc::new(Shared {
             addr: addr.into(),
+            up: AtomicBool::new(false),
             state: Mutex::new(State { phase: Phase::Connecting, waiters: Waiters::default() }),
             credit: Semaphore::new(CREDIT_REQUESTS as usize),
             phases: News::default(),
@@ -135,7 +155,7 @@ impl Link {
     /// Whether the connection is up.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        matches!(self.shared.state.lock().phase, Phase::Up { .. })
+        self.shared.up.load(Ordering::Acquire)
     }
 
     /// Waits until the connection is up.
@@ -163,19 +183,8 @@ impl Link {
 
     /// Sends a request; `done` is called exactly once, from any task. The frame's request id and deadline are set here.
     /// Waits while the connection has as many requests in flight as the other side gives credit for.
-    pub async fn submit(
-        &self,
-        frame: Frame,
-        deadline: Instant,
-        done: impl FnOnce(Result<Frame, LinkError>) + Send + 'static,
-    ) {
-        match tokio::time::timeout_at(deadline, self.shared.credit.acquire()).await {
-            Ok(Ok(permit)) => permit.forget(),
-            Ok(Err(_)) | Err(_) => {
-                return done(Err(LinkError::NotSent("no credit in time: too many requests in flight".into())));
-            }
-        }
-        self.shared.submit(frame, deadline, Box::new(done));
+    pub async fn submit(&self, frame: Frame, deadline: Instant, done: impl FnOnce(Ended) + Send + 'static) {
+        self.submit_to(frame, deadline, Done::Call(Box::new(done))).await;
     }
 
     /// Like [`Link::submit`], but without credit left it gives `done` back instead of waiting.
@@ -184,14 +193,47 @@ impl Link {
     /// `done`, not called, and the frame.
     pub fn try_submit<F>(&self, frame: Frame, deadline: Instant, done: F) -> Result<(), (Frame, F)>
     where
-        F: FnOnce(Result<Frame, LinkError>) + Send + 'static,
+        F: FnOnce(Ended) + Send + 'static,
     {
-        match self.shared.credit.try_acquire() {
-            Ok(permit) => permit.forget(),
-            Err(_) => return Err((frame, done)),
+        if !self.has_credit() {
+            return Err((frame, done));
         }
-        self.shared.submit(frame, deadline, Box::new(done));
+        self.shared.submit(frame, Instant::now(), deadline, Done::Call(Box::new(done)));
         Ok(())
+    }
+
+    /// Like [`Link::submit`], for whoever waits for the answer.
+    pub async fn send(&self, frame: Frame, deadline: Instant) -> oneshot::Receiver<Ended> {
+        let (sender, receiver) = oneshot::channel();
+        self.submit_to(frame, deadline, Done::Tell(sender)).await;
+        receiver
+    }
+
+    /// Like [`Link::send`], but without credit left it gives the frame back. `now` may be a little old.
+    ///
+    /// # Errors
+    /// The frame, not sent.
+    pub fn try_send(&self, frame: Frame, now: Instant, deadline: Instant) -> Result<oneshot::Receiver<Ended>, Frame> {
+        if !self.has_credit() {
+            return Err(frame);
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.shared.submit(frame, now, deadline, Done::Tell(sender));
+        Ok(receiver)
+    }
+
+    fn has_credit(&self) -> bool {
+        self.shared.credit.try_acquire().map(|permit| permit.forget()).is_ok()
+    }
+
+    async fn submit_to(&self, frame: Frame, deadline: Instant, done: Done) {
+        match tokio::time::timeout_at(deadline, self.shared.credit.acquire()).await {
+            Ok(Ok(permit)) => permit.forget(),
+            Ok(Err(_)) | Err(_) => {
+                return done.is(Err(LinkError::NotSent("no credit in time: too many requests in flight".into())));
+            }
+        }
+        self.shared.submit(frame, Instant::now(), deadline, done);
     }
 
     /// Sends a request and waits for the answer, of whatever kind. Waits for a connection under way.
@@ -200,12 +242,8 @@ impl Link {
     /// [`LinkError`].
     pub async fn call(&self, frame: Frame, deadline: Instant) -> Result<Frame, LinkError> {
         self.connected(deadline).await?;
-        let (sender, receiver) = oneshot::channel();
-        self.submit(frame, deadline, move |result| {
-            let _ = sender.send(result);
-        })
-        .await;
-        receiver.await.unwrap_or_else(|_| Err(LinkError::Lost("the link was closed".into())))
+        let answer = self.send(frame, deadline).await;
+        answer.await.unwrap_or_else(|_| Err(LinkError::Lost("the link was closed".into())))
     }
 
     /// Sends a request and decodes the head of its answer; the tail comes with it.
@@ -250,7 +288,7 @@ pub fn done_or_failure(answer: Frame) -> Result<Frame, Failure> {
 }
 
 impl Shared {
-    fn submit(&self, mut frame: Frame, deadline: Instant, done: Done) {
+    fn submit(&self, mut frame: Frame, now: Instant, deadline: Instant, done: Done) {
         let mut state = self.state.lock();
         let error = match &state.phase {
             Phase::Up { .. } => None,
@@ -260,9 +298,9 @@ impl Shared {
         if let Some(error) = error {
             drop(state);
             self.credit.add_permits(1);
-            return done(Err(LinkError::NotSent(error)));
+            return done.is(Err(LinkError::NotSent(error)));
         }
-        let left = deadline.saturating_duration_since(Instant::now()).as_millis();
+        let left = deadline.saturating_duration_since(now).as_millis();
         frame.header.deadline_ms = left.clamp(1, u128::from(DEADLINE_MS_MAX)) as u32;
         frame.header.request = state.waiters.add(deadline, done);
         let mut alone = None;
@@ -307,7 +345,11 @@ impl Shared {
     }
 
     fn enter(&self, phase: Phase) {
-        self.state.lock().phase = phase;
+        {
+            let mut state = self.state.lock();
+            self.up.store(matches!(phase, Phase::Up { .. }), Ordering::Release);
+            state.phase = phase;
+        }
         self.phases.tell();
     }
 
@@ -318,13 +360,14 @@ impl Shared {
             if let Phase::Up { outbox, .. } = &state.phase {
                 outbox.close();
             }
+            self.up.store(false, Ordering::Release);
             state.phase = Phase::Down { error: error.to_owned() };
             state.waiters.take_all()
         };
         self.phases.tell();
         self.credit.add_permits(waiters.len());
         for done in waiters {
-            done(Err(LinkError::Lost(error.to_owned())));
+            done.is(Err(LinkError::Lost(error.to_owned())));
         }
     }
 
@@ -377,7 +420,7 @@ impl Shared {
         }
         self.credit.add_permits(answered.len());
         for (done, frame) in answered {
-            done(Ok(frame));
+            done.is(Ok(frame));
         }
     }
 
@@ -391,7 +434,7 @@ impl Shared {
         };
         self.credit.add_permits(expired.len());
         for done in expired {
-            done(Err(LinkError::Expired));
+            done.is(Err(LinkError::Expired));
         }
         idle
     }
@@ -462,16 +505,16 @@ impl Waiters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     #[test]
     fn a_late_answer_finds_no_waiter() {
         let calls = Arc::new(AtomicU32::new(0));
         let done = |calls: &Arc<AtomicU32>| -> Done {
             let calls = calls.clone();
-            Box::new(move |_| {
+            Done::Call(Box::new(move |_| {
                 calls.fetch_add(1, Ordering::Relaxed);
-            })
+            }))
         };
         let mut waiters = Waiters::default();
         let now = Instant::now();

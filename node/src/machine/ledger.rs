@@ -78,14 +78,14 @@ impl Ledger {
             return Err(BadEntry::new(format!("a ledger of format {format}, this build knows {FORMAT}")));
         }
         read_items(bytes, 1, |_, head, tail| {
-            match codec::decode_borrowed(&head).map_err(BadEntry::from)? {
+            match codec::decode_borrowed(head).map_err(BadEntry::from)? {
                 Record::Time(time) => ledger.time = time,
                 Record::Session(record) => ledger
                     .sessions
                     .read(record, tail)
                     .ok_or_else(|| BadEntry::new("a client's outcomes are longer than their record"))?,
                 Record::Part(head) => {
-                    let part = Part { head: Bytes::copy_from_slice(head), tail: Bytes::copy_from_slice(&tail) };
+                    let part = Part { head: Bytes::copy_from_slice(head), tail: Bytes::copy_from_slice(tail) };
                     let prepare: Prepare<'_> = codec::decode_borrowed(head).map_err(BadEntry::from)?;
                     ledger.locks.hold(prepare.txn, prepare.ops.iter().map(|op| op.key()), part);
                 }

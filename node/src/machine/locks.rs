@@ -1,6 +1,6 @@
 //! The locks of a shard: which keys are held by which transaction, and what it will write if it is decided to be done. Pure.
 
-use crate::table::Key;
+use crate::memtable::Key;
 use bytes::Bytes;
 use shkv_proto::message::TxnId;
 use std::collections::BTreeMap;

@@ -182,9 +182,9 @@ fn write_item(out: &mut Vec<u8>, kind: u8, head: &[u8], tail: &[u8]) {
 }
 
 fn read_items(
-    bytes: &Bytes,
+    bytes: &[u8],
     from: usize,
-    mut take: impl FnMut(u8, Bytes, Bytes) -> Result<(), BadEntry>,
+    mut take: impl FnMut(u8, &[u8], &[u8]) -> Result<(), BadEntry>,
 ) -> Result<(), BadEntry> {
     let cut = || BadEntry::new("it ends inside a write");
     let mut at = from;
@@ -199,7 +199,7 @@ fn read_items(
         if at > bytes.len() {
             return Err(cut());
         }
-        take(kind, bytes.slice(head_at..tail_at), bytes.slice(tail_at..at))?;
+        take(kind, &bytes[head_at..tail_at], &bytes[tail_at..at])?;
     }
     Ok(())
 }
@@ -291,15 +291,15 @@ pub fn apply(data: &Bytes, place: Place, view: &mut View, mut answers: Option<&m
     view.ledger.time = view.ledger.time.max(time);
     read_items(data, ENTRY_FIXED_BYTES, |number, head, tail| {
         let kind = WriteKind::from_number(number).ok_or_else(|| BadEntry::new("it has a write of unknown kind"))?;
-        let mut step = Step { view, place, look: answers.is_some() };
+        let mut step = Step { data, view, place, look: answers.is_some() };
         let answer = match kind {
-            WriteKind::Put | WriteKind::Delete => step.write(kind, &head, tail),
-            WriteKind::Batch => step.batch(&head, tail),
-            WriteKind::Prepare => step.prepare(&head, &tail),
-            WriteKind::Finish => step.finish(&head),
-            WriteKind::Decide => step.decide(&head, tail),
-            WriteKind::LetGo => step.let_go(&head),
-            WriteKind::Conclude => step.conclude(&head),
+            WriteKind::Put | WriteKind::Delete => step.write(kind, head, tail),
+            WriteKind::Batch => step.batch(head, tail),
+            WriteKind::Prepare => step.prepare(head, tail),
+            WriteKind::Finish => step.finish(head),
+            WriteKind::Decide => step.decide(head, tail),
+            WriteKind::LetGo => step.let_go(head),
+            WriteKind::Conclude => step.conclude(head),
         }?;
         if let Some(answers) = answers.as_deref_mut() {
             answers.push(answer);
@@ -310,6 +310,8 @@ pub fn apply(data: &Bytes, place: Place, view: &mut View, mut answers: Option<&m
 
 /// One write of an entry.
 struct Step<'a> {
+    /// The entry's data, which the write is a part of.
+    data: &'a Bytes,
     view: &'a mut View,
     place: Place,
     /// Whether anybody hears the answer.
@@ -385,20 +387,25 @@ impl Step<'_> {
         keys.find_map(|key| self.view.ledger.locks.holder(key))
     }
 
-    fn write(&mut self, kind: WriteKind, head: &Bytes, tail: Bytes) -> Answer {
+    fn locked(&self, by: TxnId, kind: WriteKind, head: &[u8], tail: &[u8]) -> NotDone {
+        let [head, tail] = [head, tail].map(|part| self.data.slice_ref(part));
+        NotDone::Locked(Box::new(Locked { by, kind, head, tail }))
+    }
+
+    fn write(&mut self, kind: WriteKind, head: &[u8], tail: &[u8]) -> Answer {
         let write: Write<'_> = codec::decode_borrowed(head).map_err(BadEntry::from)?;
         let id = write.id.as_ref();
         if let Some(known) = self.known(id, false) {
             return Ok(known);
         }
         if let Some(by) = self.view.ledger.locks.holder(write.key) {
-            return Ok(Err(NotDone::Locked(Box::new(Locked { by, kind, head: head.clone(), tail }))));
+            return Ok(Err(self.locked(by, kind, head, tail)));
         }
         if let Some(failure) = rows::refuse(self.view, 0, write.key, write.condition)? {
             return Ok(Err(self.note_refused(id, failure)));
         }
         let removed = if kind == WriteKind::Put {
-            rows::put(self.view, write.key, &tail);
+            rows::put(self.view, write.key, tail, || self.data.slice_ref(tail));
             0
         } else {
             rows::delete(self.view, write.key, self.look || id.is_some())?
@@ -408,14 +415,14 @@ impl Step<'_> {
         Ok(Ok(Done::Write(done)))
     }
 
-    fn batch(&mut self, head: &Bytes, mut tail: Bytes) -> Answer {
+    fn batch(&mut self, head: &[u8], tail: &[u8]) -> Answer {
         let batch: Batch<'_> = codec::decode_borrowed(head).map_err(BadEntry::from)?;
         let id = batch.id.as_ref();
         if let Some(known) = self.known(id, true) {
             return Ok(known);
         }
         if let Some(by) = self.holder(batch.ops.iter().map(BatchOp::key)) {
-            return Ok(Err(NotDone::Locked(Box::new(Locked { by, kind: WriteKind::Batch, head: head.clone(), tail }))));
+            return Ok(Err(self.locked(by, WriteKind::Batch, head, tail)));
         }
         if let Some(failure) = rows::refuse_ops(self.view, &batch.ops)? {
             return Ok(Err(self.note_refused(id, failure)));
@@ -424,6 +431,7 @@ impl Step<'_> {
             Ok(read) => read,
             Err(failure) => return Ok(Err(failure.into())),
         };
+        let mut tail = self.data.slice_ref(tail);
         let removed = rows::write_ops(self.view, &batch.ops, &mut tail, self.look || id.is_some())?;
         let done = BatchDone { removed, revisions: vec![(self.place.shard, self.view.revision)], rows };
         let (done, values) = (Box::new(done), values.freeze());
@@ -431,7 +439,7 @@ impl Step<'_> {
         Ok(Ok(Done::Batch(done, values, true)))
     }
 
-    fn prepare(&mut self, head: &Bytes, tail: &Bytes) -> Answer {
+    fn prepare(&mut self, head: &[u8], tail: &[u8]) -> Answer {
         let prepare: Prepare<'_> = codec::decode_borrowed(head).map_err(BadEntry::from)?;
         let Prepare { txn, ops, .. } = prepare;
         let locks = &self.view.ledger.locks;
@@ -465,12 +473,12 @@ impl Step<'_> {
         Ok(Ok(Done::Prepare(done, values.freeze())))
     }
 
-    fn lock(&mut self, txn: TxnId, ops: &[BatchOp<'_>], head: &Bytes, tail: &Bytes) {
+    fn lock(&mut self, txn: TxnId, ops: &[BatchOp<'_>], head: &[u8], tail: &[u8]) {
         let part = Part { head: Bytes::copy_from_slice(head), tail: Bytes::copy_from_slice(tail) };
         self.view.ledger.locks.hold(txn, ops.iter().map(BatchOp::key), part);
     }
 
-    fn finish(&mut self, head: &Bytes) -> Answer {
+    fn finish(&mut self, head: &[u8]) -> Answer {
         let finish: Finish = codec::decode(head).map_err(BadEntry::from)?;
         #[cfg(feature = "sim")]
         let finish = match () {
@@ -487,7 +495,7 @@ impl Step<'_> {
         Ok(Ok(Done::Finish(FinishDone { revision: self.view.revision })))
     }
 
-    fn decide(&mut self, head: &Bytes, mut tail: Bytes) -> Answer {
+    fn decide(&mut self, head: &[u8], tail: &[u8]) -> Answer {
         let decide: Decide<'_> = codec::decode_borrowed(head).map_err(BadEntry::from)?;
         let Decide { txn, ops, id, others, removed, reads } = decide;
         // A later leader may have answered that it is not decided: from its first entry on it cannot be.
@@ -512,6 +520,7 @@ impl Step<'_> {
             Ok(read) => read,
             Err(failure) => return Ok(Err(failure.into())),
         };
+        let mut tail = self.data.slice_ref(tail);
         let removed = removed + rows::write_ops(self.view, &ops, &mut tail, true)?;
         let (rows, values) = merge_reads(reads, tail, own_rows, own_values.freeze())?;
         let done = Box::new(BatchDone { removed, revisions: vec![(self.place.shard, self.view.revision)], rows });
@@ -521,7 +530,7 @@ impl Step<'_> {
         Ok(Ok(Done::Batch(done, values, true)))
     }
 
-    fn conclude(&mut self, head: &Bytes) -> Answer {
+    fn conclude(&mut self, head: &[u8]) -> Answer {
         let Conclude { id, operation, version } = codec::decode(head).map_err(BadEntry::from)?;
         if let Some(known) = self.known(Some(&id), true) {
             return Ok(known);
@@ -529,7 +538,7 @@ impl Step<'_> {
         Ok(Err(self.note_refused(Some(&id), Failure::Condition { operation, version })))
     }
 
-    fn let_go(&mut self, head: &Bytes) -> Answer {
+    fn let_go(&mut self, head: &[u8]) -> Answer {
         let LetGo { txn, revisions } = codec::decode(head).map_err(BadEntry::from)?;
         let ledger = &mut self.view.ledger;
         if let Some(Decision { id: Some((client, sequence)), .. }) = ledger.decisions.remove(&txn) {

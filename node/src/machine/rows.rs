@@ -90,7 +90,8 @@ pub fn write_ops(view: &mut View, ops: &[BatchOp<'_>], tail: &mut Bytes, look: b
                 if length > tail.len() {
                     return Err(BadEntry::new("its values are shorter than its operations say"));
                 }
-                put(view, key, &tail.split_to(length));
+                let value = tail.split_to(length);
+                put(view, key, &value, || value.clone());
             }
             BatchOp::Delete { key, .. } => removed += delete(view, key, look)?,
             BatchOp::Check { .. } | BatchOp::Read { .. } => {}
@@ -99,10 +100,10 @@ pub fn write_ops(view: &mut View, ops: &[BatchOp<'_>], tail: &mut Bytes, look: b
     Ok(removed)
 }
 
-/// Writes a row.
-pub fn put(view: &mut View, key: &[u8], value: &Bytes) {
+/// Writes a row. `share` gives the value as a part of what brought it.
+pub fn put(view: &mut View, key: &[u8], value: &[u8], share: impl FnOnce() -> Bytes) {
     view.revision += 1;
-    view.active.put(key, view.revision, value);
+    view.active.put(key, view.revision, value, share);
 }
 
 /// Removes a row. Whether there was one is looked up only where it is remembered or somebody waits to hear it.

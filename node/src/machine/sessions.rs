@@ -227,7 +227,7 @@ impl Sessions {
     }
 
     /// Takes a record back. `None` if it cannot be one.
-    pub fn read(&mut self, record: Record, mut values: Bytes) -> Option<()> {
+    pub fn read(&mut self, record: Record, mut values: &[u8]) -> Option<()> {
         match record {
             Record::Times(turned, horizon) => (self.turned, self.horizon) = (turned, horizon),
             Record::Session { client, is_young, floor, outcomes } => {
@@ -236,9 +236,10 @@ impl Sessions {
                     let outcome = match kept {
                         Kept::Write(done) => Outcome::Write(done),
                         Kept::Condition(operation, version) => Outcome::Condition { operation, version },
-                        Kept::Batch(_, bytes) if bytes as usize > values.len() => return None,
                         Kept::Batch(done, bytes) => {
-                            Outcome::Batch(Box::new(done), Bytes::copy_from_slice(&values.split_to(bytes as usize)))
+                            let (own, others) = values.split_at_checked(bytes as usize)?;
+                            values = others;
+                            Outcome::Batch(Box::new(done), Bytes::copy_from_slice(own))
                         }
                         Kept::Large => Outcome::Large,
                     };

@@ -62,7 +62,7 @@ impl Owner {
         let Some(mut shard) = self.shards.remove(&id.0) else { return };
         shard.give_up(&Failure::WrongShard { epoch: self.shared.epoch() });
         // What of it is sealed stays counted until the flush under way comes back.
-        self.active_bytes = self.active_bytes.saturating_sub(shard.cell.view.read().active.bytes);
+        self.active_bytes = self.active_bytes.saturating_sub(shard.cell.view.read().active.bytes());
         self.dirty.retain(|number| *number != id.0);
         self.staged.remove(&id.0);
         self.installs.remove(&id.0);

@@ -18,11 +18,12 @@ use crate::flusher::Job;
 use crate::log::writer::Ticket;
 use crate::log::{Mark, ShardWrite};
 use crate::machine::Ledger;
+use crate::memtable::Table;
 use crate::replica::{Outgoing, Output, TICK};
 use crate::shared::Shared;
 use crate::snapshot::{self, Staged};
 use crate::store::{Base, Flush, ReplicaMeta};
-use crate::table::{Table, View};
+use crate::table::View;
 use crate::{resolve, txn};
 use bytes::Bytes;
 use shkv_proto::message::{ChangeReplicas, Failure, RaftMessage, ReplicaStatus, TxnId};
@@ -474,7 +475,7 @@ impl Owner {
         shard.ledger_replaced(&ledger);
         {
             let mut view = shard.cell.view.write();
-            self.active_bytes = self.active_bytes.saturating_sub(view.active.bytes);
+            self.active_bytes = self.active_bytes.saturating_sub(view.active.bytes());
             let (applied, revision) = (meta.applied(), meta.revision);
             *view = View { active: Table::default(), sealed: None, base, revision, applied, ledger };
         }
@@ -509,7 +510,7 @@ impl Owner {
         }
         self.flushing = true;
         self.applied_bytes = 0;
-        self.sealed_bytes = tables.iter().map(|flush| flush.table.bytes).sum();
+        self.sealed_bytes = tables.iter().map(|flush| flush.table.bytes()).sum();
         self.active_bytes = self.active_bytes.saturating_sub(self.sealed_bytes);
         // A follower that is being sent a snapshot needs what follows it next.
         let mut keep = BTreeMap::new();
@@ -522,18 +523,20 @@ impl Owner {
     }
 
     fn flushed(&mut self, flushed: Vec<(ReplicaMeta, ShardId, Base)>, released: &BTreeMap<u32, u64>) {
+        let mut before = Vec::with_capacity(flushed.len());
         for (meta, id, base) in flushed {
             let Some(shard) = self.shards.get_mut(&id.0).filter(|shard| shard.replica.id() == meta.replica) else {
                 continue;
             };
-            let _before = {
+            {
                 let mut view = shard.cell.view.write();
-                (view.sealed.take(), std::mem::replace(&mut view.base, base)) // given up without the lock: that takes a while
-            };
+                before.push((view.sealed.take(), std::mem::replace(&mut view.base, base)));
+            }
             shard.flushed = meta.state.index;
             shard.replica.flushed(meta.state.clone());
             shard.flushed_meta = meta;
         }
+        self.shared.flusher.submit(Job::Forget(before));
         self.released(released);
         self.flushing = false;
         self.sealed_bytes = 0;

@@ -11,7 +11,6 @@ use crate::replica::{Outgoing, Output, Replica, ReplicaError, is_member};
 use crate::reply::Reply;
 use crate::steps::{Step, crash_at};
 use crate::store::{Flush, ReplicaMeta};
-use crate::table::Table;
 use bytes::Bytes;
 use shkv_proto::limits::{GROUP_BYTES_MAX, REPLICAS_MAX};
 use shkv_proto::message::{Failure, TxnId};
@@ -550,9 +549,9 @@ impl Shard {
                 if !entry.data.is_empty() {
                     let place = Place { shard: self.cell.shard, term: entry.term };
                     let mut view = self.cell.view.write();
-                    let before = view.active.bytes;
+                    let before = view.active.bytes();
                     machine::apply(&entry.data, place, &mut view, waiters.as_ref().map(|_| &mut answers))?;
-                    round.table_growth += view.active.bytes as isize - before as isize;
+                    round.table_growth += view.active.bytes() as isize - before as isize;
                     round.applied_bytes += entry.data.len() as u64;
                     view.applied = Mark { index: entry.index, term: entry.term };
                     let had_any = self.has_locks || self.had_decisions;
@@ -670,7 +669,8 @@ impl Shard {
         if view.sealed.is_some() || view.applied.index <= self.flushed || self.installing {
             return None;
         }
-        let table = Arc::new(std::mem::take::<Table>(&mut view.active));
+        let successor = view.active.successor();
+        let table = Arc::new(std::mem::replace(&mut view.active, successor));
         view.sealed = Some(table.clone());
         let ledger = view.ledger.clone();
         Some(Flush { shard: self.cell.shard, meta: self.meta.clone(), table, ledger })

@@ -118,7 +118,7 @@ async fn work(
     mut pace: Pace,
     window: Arc<Window>,
 ) -> anyhow::Result<Tally> {
-    let mut tally = Tally::new()?;
+    let mut tally = Tally::default();
     while !window.is_over() {
         let began = pace.begin().await;
         let found = match drawer.draw() {
@@ -152,7 +152,7 @@ async fn load(servers: &[Server], plan: &Plan) -> anyhow::Result<()> {
         let (server, next, value, keys) = (server.clone(), next.clone(), value.clone(), plan.workload.keys);
         let window = window.clone();
         loaders.spawn(async move {
-            let mut failures = Tally::new()?;
+            let mut failures = Tally::default();
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= keys {

@@ -1,12 +1,14 @@
 //! The measuring of a closed loop: who counts what and when, and what comes out.
 //!
-//! An operation counts if it ends while measuring is on; how long it took is kept in a histogram of its worker's own.
+//! An operation counts if it ends while measuring is on. How long it took is kept in one histogram for all workers: one for
+//! each would be more memory than the processor's cache holds, and change what is measured.
 
 #![expect(clippy::disallowed_methods, reason = "a shell: waits and tells the time")]
 
 use super::Plan;
 use anyhow::Context;
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use std::fmt::Display;
@@ -25,11 +27,28 @@ const MEASURING: u8 = 1;
 const OVER: u8 = 2;
 
 /// What all workers look at: whether to count, and whether to end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Window {
     phase: AtomicU8,
     told_failure: AtomicBool,
     began: OnceLock<Instant>,
+    nanos: Mutex<Histogram<u64>>,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self {
+            phase: AtomicU8::new(WARMUP),
+            told_failure: AtomicBool::new(false),
+            began: OnceLock::new(),
+            nanos: Mutex::new(empty()),
+        }
+    }
+}
+
+/// No latencies yet.
+fn empty() -> Histogram<u64> {
+    Histogram::new(DIGITS).expect("a number of digits that a histogram may have")
 }
 
 impl Window {
@@ -51,9 +70,8 @@ impl Window {
 }
 
 /// What one worker has counted.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Tally {
-    nanos: Histogram<u64>,
     errors: u64,
     rows: u64,
     series: Vec<Second>,
@@ -69,14 +87,6 @@ pub struct Second {
 }
 
 impl Tally {
-    /// Nothing yet.
-    ///
-    /// # Errors
-    /// None that can happen: the histogram's digits are sound.
-    pub fn new() -> anyhow::Result<Self> {
-        Ok(Self { nanos: Histogram::new(DIGITS).context("a histogram")?, errors: 0, rows: 0, series: Vec::new() })
-    }
-
     /// An operation that began then has succeeded now.
     pub fn succeeded(&mut self, window: &Window, began: Instant) {
         if !window.counts() {
@@ -84,7 +94,7 @@ impl Tally {
         }
         let now = Instant::now();
         let nanos = now.duration_since(began).as_nanos() as u64;
-        let _ = self.nanos.record(nanos); // cannot fail: it grows as it must
+        let _ = window.nanos.lock().record(nanos); // cannot fail: it grows as it must
         let second = window.began.get().map_or(0, |begin| now.duration_since(*begin).as_secs() as usize);
         if second >= self.series.len() {
             self.series.resize(second + 1, Second::default());
@@ -169,11 +179,10 @@ pub async fn measure(
     let secs = began.elapsed().as_secs_f64();
     let client_cpu_us = own_cpu_us() - cpu_before;
     let after = usage().await?;
-    let Tally { mut nanos, mut errors, mut rows, .. } = Tally::new()?;
+    let Tally { mut errors, mut rows, .. } = Tally::default();
     let mut series = vec![Second::default(); secs.ceil() as usize];
     while let Some(tally) = workers.join_next().await {
         let tally = tally.context("a worker")??;
-        nanos.add(&tally.nanos).context("adding up latencies")?;
         errors += tally.errors;
         rows += tally.rows;
         for (all, one) in series.iter_mut().zip(&tally.series) {
@@ -181,6 +190,7 @@ pub async fn measure(
             all.nanos_max = all.nanos_max.max(one.nanos_max);
         }
     }
+    let nanos = std::mem::replace(&mut *window.nanos.lock(), empty());
     Ok(Outcome {
         ops: nanos.len(),
         errors,
@@ -251,7 +261,7 @@ impl Outcome {
     /// So many operations in one second that took a millisecond each, for tests of what is made of outcomes.
     #[cfg(test)]
     pub fn example(ops: u64) -> Self {
-        let mut nanos = Histogram::new(DIGITS).unwrap();
+        let mut nanos = empty();
         nanos.record_n(1_000_000, ops).unwrap();
         Self {
             ops,
@@ -352,7 +362,7 @@ mod tests {
         let mut workers = JoinSet::new();
         let worker = window.clone();
         workers.spawn(async move {
-            let mut tally = Tally::new()?;
+            let mut tally = Tally::default();
             let mut all = 0_u64;
             while !worker.is_over() {
                 let began = Instant::now();

@@ -82,7 +82,7 @@ async fn work(
     let value = plan.value(&mut rng);
     let mut drawer = plan.workload.drawer(rng, inserted)?;
     let mut pace = Pace::new(plan.rate, seed, u64::from(plan.conns));
-    let mut tally = Tally::new()?;
+    let mut tally = Tally::default();
     let wait = (wait > 0).then(|| wait.to_string());
     let mut sent: VecDeque<(Instant, Sent)> = VecDeque::with_capacity(plan.depth as usize);
     while !window.is_over() {

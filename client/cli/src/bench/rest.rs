@@ -49,7 +49,7 @@ async fn work(
             drawer: plan.workload.drawer(rng, inserted.clone())?,
             pace: Pace::new(plan.rate, seed, all),
             window: window.clone(),
-            tally: Tally::new()?,
+            tally: Tally::default(),
         };
         workers.spawn(worker.work());
     }

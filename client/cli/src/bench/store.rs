@@ -52,7 +52,7 @@ pub async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome> {
             drawer: plan.workload.drawer(rng, inserted.clone())?,
             pace: Pace::new(plan.rate, seed, all),
             window: window.clone(),
-            tally: Tally::new()?,
+            tally: Tally::default(),
         };
         workers.spawn(worker.work());
     }
@@ -155,7 +155,7 @@ pub async fn load(keyspaces: &[Keyspace], plan: &Plan) -> anyhow::Result<()> {
         let (keyspace, plan, next, window) = (keyspace.clone(), plan.clone(), next.clone(), window.clone());
         loaders.spawn(async move {
             let value = Bytes::from(plan.value(&mut SmallRng::seed_from_u64(seed)));
-            let mut failures = Tally::new()?;
+            let mut failures = Tally::default();
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= plan.workload.keys {

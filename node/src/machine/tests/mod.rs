@@ -4,8 +4,8 @@ mod model;
 
 use super::*;
 use crate::log::Mark;
+use crate::memtable::Table;
 use crate::store::Base;
-use crate::table::Table;
 use shkv_proto::KeyspaceId;
 use shkv_proto::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use shkv_proto::message::Condition;
