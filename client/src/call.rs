@@ -141,7 +141,7 @@ where
                     return Err(attempts.out_of_time(&error).into());
                 }
                 if new_map {
-                    inner.refresh(deadline).await;
+                    Box::pin(inner.refresh(deadline)).await;
                 }
                 if !pause.is_zero() {
                     tokio::time::sleep(pause).await;
@@ -260,12 +260,13 @@ pub(crate) fn try_until(deadline: Instant, now: Instant) -> Instant {
 
 /// Sends a frame over a link once. `now` may be a little old.
 pub(crate) async fn attempt(link: &Link, frame: Frame, now: Instant, until: Instant) -> Result<Frame, CallError> {
+    // What is rare has its state elsewhere: a call's own is allocated each time.
     if !link.is_up() {
-        link.connected(until.min(Instant::now() + CONNECT_TIME_MAX)).await?;
+        Box::pin(link.connected(until.min(Instant::now() + CONNECT_TIME_MAX))).await?;
     }
     let answer = match link.try_send(frame, now, until) {
         Ok(answer) => answer,
-        Err(frame) => link.send(frame, until).await,
+        Err(frame) => Box::pin(link.send(frame, until)).await,
     };
     let answer = answer.await.unwrap_or_else(|_| Err(LinkError::Lost("the link was closed".into())))?;
     Ok(done_or_failure(answer)?)

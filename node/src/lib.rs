@@ -27,6 +27,8 @@ pub mod log;
 mod machine;
 mod memtable;
 mod owner;
+#[doc(hidden)]
+pub mod parts;
 mod peers;
 mod plan;
 mod replica;

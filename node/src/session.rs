@@ -49,7 +49,7 @@ const SNAPSHOT_SILENCE_MAX: Duration = Duration::from_secs(10);
 pub async fn serve(shared: Arc<Shared>, session: Session<Hello>) {
     let Session { mut reader, writer, peer } = session;
     let stream = SharedStream::new(writer);
-    let conn = Arc::new(Conn::default());
+    let conn = Arc::new(Conn::new(stream.clone()));
     let writing = tokio::spawn({
         let (conn, mut stream) = (conn.clone(), stream.clone());
         async move { conn.outbox.write_to(&mut stream).await }
@@ -162,7 +162,7 @@ impl Served {
             crash_at(Step::PrepareCame);
         }
         let deadline = self.shared.clock.now() + time_of(&frame).as_nanos() as u64;
-        let job = WriteJob { kind, head: frame.head, tail: frame.tail, waiter: Waiter::away(reply, deadline) };
+        let job = WriteJob { kind, head: frame.head, tail: frame.tail, waiter: Waiter::away(reply.late(), deadline) };
         let owner = self.shared.owner_of(cell.shard);
         if self.writes.len() <= owner {
             self.writes.resize_with(owner + 1, Vec::new);

@@ -60,32 +60,54 @@ impl Outbox {
     /// # Errors
     /// [`CodecError`]; nothing is appended then.
     pub fn push_head<T: Serialize + ?Sized>(&self, header: Header, head: &T, tail: &[u8]) -> Result<(), CodecError> {
-        let was_empty = {
-            let mut queue = self.queue.lock();
-            let queue = &mut *queue;
-            if queue.closed {
-                return Ok(());
-            }
-            queue.head.clear();
-            codec::encode_into(head, &mut queue.head)?;
-            let was_empty = queue.bytes == 0;
-            queue.bytes += HEADER_BYTES + queue.head.len() + tail.len();
-            encode_parts(&header, &queue.head, tail, &mut queue.open);
-            if queue.head.capacity() > SPARE_BYTES_MAX {
-                queue.head = Vec::new();
-            }
-            was_empty
-        };
-        if was_empty {
+        if self.append_head(header, head, tail)? {
             self.filled.notify_one();
         }
         Ok(())
+    }
+
+    /// Appends a frame as [`Outbox::push_head`] does, and writes it as [`Outbox::send`] does.
+    ///
+    /// # Errors
+    /// [`CodecError`]; nothing is appended then.
+    pub fn send_head<T: Serialize + ?Sized, W: AsyncWrite + Unpin>(
+        &self,
+        header: Header,
+        head: &T,
+        tail: &[u8],
+        stream: &SharedStream<W>,
+    ) -> Result<(), CodecError> {
+        let was_empty = self.append_head(header, head, tail)?;
+        self.write_or_wake(stream, was_empty);
+        Ok(())
+    }
+
+    /// Appends a frame; tells whether it is the first that waits, and nobody is writing.
+    fn append_head<T: Serialize + ?Sized>(&self, header: Header, head: &T, tail: &[u8]) -> Result<bool, CodecError> {
+        let mut queue = self.queue.lock();
+        let queue = &mut *queue;
+        if queue.closed {
+            return Ok(false);
+        }
+        queue.head.clear();
+        codec::encode_into(head, &mut queue.head)?;
+        let was_empty = queue.bytes == 0;
+        queue.bytes += HEADER_BYTES + queue.head.len() + tail.len();
+        encode_parts(&header, &queue.head, tail, &mut queue.open);
+        if queue.head.capacity() > SPARE_BYTES_MAX {
+            queue.head = Vec::new();
+        }
+        Ok(was_empty)
     }
 
     /// Appends a frame and writes what waits at once, as [`Outbox::flush`] does, without waking the writer for it. For
     /// whoever knows that nothing more is about to come.
     pub fn send<W: AsyncWrite + Unpin>(&self, frame: &Frame, stream: &SharedStream<W>) {
         let was_empty = self.append(frame);
+        self.write_or_wake(stream, was_empty);
+    }
+
+    fn write_or_wake<W: AsyncWrite + Unpin>(&self, stream: &SharedStream<W>, was_empty: bool) {
         if !self.try_write(stream) && was_empty {
             self.filled.notify_one();
         }

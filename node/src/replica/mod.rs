@@ -49,6 +49,9 @@ const COMMITTED_BYTES_MAX: u64 = 4 << 20;
 /// Terms, indexes and revisions that a peer tells beyond this were never reached by counting. Adding to them must not
 /// overflow, nor come to what the log would refuse as damage.
 pub const COUNTED_MAX: u64 = NUMBER_MAX / 2;
+/// Within this time, in nanoseconds, a follower does not say again what it has acknowledged: a leader that tells of a commit
+/// waits for no answer. Later it does, because the first may have been lost with its connection.
+const ACKNOWLEDGED_AGAIN: u64 = 20_000_000;
 /// Kinds of message as in `proto.md`.
 const APPEND_RESPONSE: u8 = 4;
 const SNAPSHOT: u8 = 7;
@@ -91,10 +94,20 @@ pub struct Replica {
     raft: RawNode<ReplicaLog>,
     /// The newest stamp of this term's leader that was taken in.
     leader_stamp: (u64, u64),
+    /// What was acknowledged last, and when.
+    acknowledged: (Acknowledged, u64),
     vote_hold_until: u64,
     /// Whether a leader was heard since the process began.
     heard_leader: bool,
     settling: Settling,
+}
+
+/// That a log has everything of a leader up to an index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Acknowledged {
+    leader: u64,
+    term: u64,
+    index: u64,
 }
 
 /// A replica's log and state disagree in a way that no crash explains.
@@ -167,7 +180,16 @@ impl Replica {
             () if planted(Bug::VoteForgotten) || planted(Bug::VoteAtOnce) => 0,
             () => vote_hold_until,
         };
-        Ok(Self { shard, id, raft, leader_stamp: (0, 0), vote_hold_until, heard_leader: false, settling })
+        Ok(Self {
+            shard,
+            id,
+            raft,
+            leader_stamp: (0, 0),
+            acknowledged: Default::default(),
+            vote_hold_until,
+            heard_leader: false,
+            settling,
+        })
     }
 
     /// Its id.
@@ -375,7 +397,22 @@ impl Replica {
         Some(Output { number, messages, write, must_sync, after_write, snapshot, committed, reads })
     }
 
-    fn outgoing(&self, messages: Vec<Message>, now: u64) -> Vec<Outgoing> {
+    /// Whether this was said just now.
+    fn is_said_again(&mut self, message: &Message, now: u64) -> bool {
+        if message.get_msg_type() != MessageType::MsgAppendResponse || message.reject {
+            return false;
+        }
+        let this = Acknowledged { leader: message.to, term: message.term, index: message.index };
+        let (last, at) = self.acknowledged;
+        let is_again = this == last && now.saturating_sub(at) < ACKNOWLEDGED_AGAIN;
+        if !is_again {
+            self.acknowledged = (this, now);
+        }
+        is_again
+    }
+
+    fn outgoing(&mut self, mut messages: Vec<Message>, now: u64) -> Vec<Outgoing> {
+        messages.retain(|message| !self.is_said_again(message, now));
         let wire = |message: Message| {
             let stamp = match message.get_msg_type() {
                 MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot => now,

@@ -66,7 +66,7 @@ pub async fn run(addrs: &[String], plan: &Plan) -> anyhow::Result<Outcome> {
         let endpoint = Endpoint::from_shared(format!("http://{addr}"))?.tcp_nodelay(true);
         servers.push(Server(endpoint.connect().await.with_context(|| format!("connecting to {addr}"))?));
     }
-    if plan.workload.reads() {
+    if plan.load && plan.workload.reads() {
         load(&servers, plan).await?;
     }
     let window = Arc::new(Window::default());

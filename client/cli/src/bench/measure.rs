@@ -355,6 +355,7 @@ mod tests {
             workload: Workload::ycsb('c', 1).unwrap(),
             rate: None,
             value_bytes: 0,
+            load: true,
             warmup: Duration::from_millis(30),
             measured: Duration::from_millis(60),
         };
@@ -371,7 +372,7 @@ mod tests {
                 all += 1;
                 tally.failed(&worker, &"as planned").await;
             }
-            anyhow::ensure!(all > tally.nanos.len(), "the warm-up must not count");
+            anyhow::ensure!(all > worker.nanos.lock().len(), "the warm-up must not count");
             Ok(tally)
         });
         let usage = async || Ok(Usage { cpu_us: vec![(1, 5)], ..Usage::default() });

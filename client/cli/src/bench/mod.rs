@@ -43,6 +43,8 @@ pub struct Plan {
     pub rate: Option<f64>,
     /// Bytes of each value.
     pub value_bytes: usize,
+    /// Whether the keys that reads need are put there first.
+    pub load: bool,
     /// Time before measuring.
     pub warmup: Duration,
     /// Time measured.

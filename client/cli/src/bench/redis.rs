@@ -59,7 +59,7 @@ pub async fn run(addr: &str, wait: u32, plan: &Plan) -> anyhow::Result<Outcome> 
     if plan.workload.mix.scan > 0.0 {
         bail!("redis keeps no order: there are no scans of it");
     }
-    if plan.workload.reads() {
+    if plan.load && plan.workload.reads() {
         load(addr, plan).await?;
     }
     let window = Arc::new(Window::default());
@@ -350,7 +350,7 @@ mod tests {
     fn plan(letter: char, rate: Option<f64>) -> Plan {
         let (warmup, measured) = (std::time::Duration::from_millis(10), std::time::Duration::from_millis(100));
         let workload = Workload::ycsb(letter, 1_500).unwrap();
-        Plan { conns: 2, depth: 8, workload, rate, value_bytes: 10, warmup, measured }
+        Plan { conns: 2, depth: 8, workload, rate, value_bytes: 10, load: true, warmup, measured }
     }
 
     #[tokio::test]

@@ -24,7 +24,7 @@ pub async fn run(addr: &str, target: &Target, plan: &Plan) -> anyhow::Result<Out
     if plan.workload.mix.scan > 0.0 {
         bail!("scans are not measured over HTTP");
     }
-    if plan.workload.reads() {
+    if plan.load && plan.workload.reads() {
         store::load(&[target.connect().await?], plan).await?;
     }
     let watch = Watch::new(target).await?;
@@ -148,6 +148,7 @@ mod tests {
             workload: Workload::ycsb('a', 50).unwrap(),
             rate: None,
             value_bytes: 10,
+            load: true,
             warmup: Duration::from_millis(50),
             measured: Duration::from_millis(200),
         };

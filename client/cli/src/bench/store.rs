@@ -36,7 +36,7 @@ pub struct Target {
 /// When the cluster cannot be reached, or a key that must be there could not be loaded.
 pub async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome> {
     let keyspaces = target.connect_groups(plan.conns).await?;
-    if plan.workload.reads() {
+    if plan.load && plan.workload.reads() {
         load(&keyspaces, plan).await?;
     }
     let watch = Watch::new(target).await?;

@@ -23,6 +23,9 @@ pub struct Setting {
     pub http: Option<String>,
     /// The others.
     pub peers: Vec<Peer>,
+    /// How often everyone is measured, in turn. What counts is the round in the middle by operations per second: machines are
+    /// not equally fast at all times.
+    pub rounds: u32,
 }
 
 /// By which way shkv is asked.
@@ -45,15 +48,32 @@ struct Item {
 /// # Errors
 /// When someone cannot be reached, or does not keep what was loaded.
 pub async fn one(setting: &Setting, name: &str, plan: &Plan) -> anyhow::Result<Work> {
-    let mut outcomes = vec![("shkv".to_owned(), store::run(&setting.target, plan).await?)];
-    if let Some(addr) = &setting.http {
-        let outcome = rest::run(addr, &setting.target, plan).await.context("over HTTP")?;
-        outcomes.push(("shkv over HTTP".into(), outcome));
+    let mut all: Vec<(String, Vec<Outcome>)> = Vec::new();
+    for round in 0..setting.rounds {
+        let plan = Plan { load: plan.load && round == 0, ..plan.clone() };
+        let mut outcomes = vec![("shkv".to_owned(), store::run(&setting.target, &plan).await?)];
+        if let Some(addr) = &setting.http {
+            let outcome = rest::run(addr, &setting.target, &plan).await.context("over HTTP")?;
+            outcomes.push(("shkv over HTTP".into(), outcome));
+        }
+        for peer in &setting.peers {
+            outcomes.push((peer.to_string(), peer.run(&plan).await.with_context(|| peer.to_string())?));
+        }
+        all.resize_with(outcomes.len(), Default::default);
+        for (rounds, (name, outcome)) in all.iter_mut().zip(outcomes) {
+            rounds.0 = name;
+            rounds.1.push(outcome);
+        }
     }
-    for peer in &setting.peers {
-        outcomes.push((peer.to_string(), peer.run(plan).await.with_context(|| peer.to_string())?));
-    }
+    let outcomes = all.into_iter().filter_map(|(name, rounds)| Some((name, middle(rounds)?))).collect();
     Ok(Work { name: name.to_owned(), outcomes })
+}
+
+/// The round in the middle.
+fn middle(mut rounds: Vec<Outcome>) -> Option<Outcome> {
+    rounds.sort_by(|a, b| a.ops_per_sec().total_cmp(&b.ops_per_sec()));
+    let at = rounds.len() / 2;
+    rounds.into_iter().nth(at)
 }
 
 /// Runs all. `plan` says how long, with how many keys, and how many clients at the most.
@@ -76,21 +96,27 @@ pub async fn run(setting: &Setting, plan: &Plan) -> anyhow::Result<Vec<Work>> {
 
 impl Item {
     async fn run(&self, setting: &Setting) -> anyhow::Result<Work> {
-        let alone = |outcome: Outcome| vec![("shkv".to_owned(), outcome)];
-        let outcomes = match (self.way, &setting.http) {
-            (Way::Http, Some(addr)) => alone(rest::run(addr, &setting.target, &self.plan).await?),
+        match (self.way, &setting.http) {
+            (Way::Http, Some(addr)) => {
+                let mut rounds = Vec::new();
+                for _ in 0..setting.rounds {
+                    rounds.push(rest::run(addr, &setting.target, &self.plan).await?);
+                }
+                let outcomes = middle(rounds).map(|outcome| ("shkv".to_owned(), outcome)).into_iter().collect();
+                Ok(Work { name: self.name.clone(), outcomes })
+            }
             (Way::Balancer, _) => {
                 let target = Target { through_balancer: true, ..setting.target.clone() };
-                alone(store::run(&target, &self.plan).await?)
+                let setting = Setting { target, http: None, peers: vec![], rounds: setting.rounds };
+                one(&setting, &self.name, &self.plan).await
             }
             (Way::Direct | Way::Http, _) => {
                 let keeps_order = |peer: &&Peer| self.plan.workload.mix.scan == 0.0 || !matches!(peer, Peer::Redis(..));
                 let peers = setting.peers.iter().filter(keeps_order).cloned().collect();
-                let setting = Setting { target: setting.target.clone(), http: None, peers };
-                return one(&setting, &self.name, &self.plan).await;
+                let setting = Setting { target: setting.target.clone(), http: None, peers, rounds: setting.rounds };
+                one(&setting, &self.name, &self.plan).await
             }
-        };
-        Ok(Work { name: self.name.clone(), outcomes })
+        }
     }
 }
 
@@ -153,6 +179,7 @@ mod tests {
             workload: Workload::ycsb('a', 1_000).unwrap(),
             rate: Some(5.0),
             value_bytes: 100,
+            load: true,
             warmup: Duration::ZERO,
             measured: Duration::from_secs(1),
         }

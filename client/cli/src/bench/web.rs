@@ -247,6 +247,7 @@ mod tests {
             workload: Workload::ycsb('c', 50).unwrap(),
             rate: None,
             value_bytes: 10,
+            load: true,
             warmup: Duration::ZERO,
             measured: Duration::from_millis(100),
         }

@@ -95,9 +95,9 @@ struct Args {
     /// With `web`: a static file of a web server on this machine, which the rows are measured against: http://HOST:PORT/PATH
     #[arg(long, requires = "http")]
     file: Option<String>,
-    /// Rounds of `web`
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
-    rounds: u32,
+    /// How often all systems are measured, in turn; the middle round of each is told. 5 for `web`, else 1
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: Option<u32>,
     /// Requests of each analysis
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     requests: u64,
@@ -181,6 +181,8 @@ impl From<Consistency> for shkv_client::Consistency {
 const SECS_MAX: f64 = 86_400.0;
 /// Most requests under way at the same time in an analysis: each has a connection of its own.
 const AT_ONCE_MAX: u32 = 1_000;
+/// Rounds of `web`, unless more or fewer are asked for.
+const WEB_ROUNDS: u32 = 5;
 /// Most operations per second that may be asked for.
 const RATE_MAX: f64 = 10_000_000.0;
 
@@ -238,6 +240,7 @@ impl Args {
             workload: self.workload(),
             rate: self.rate,
             value_bytes: self.value_bytes,
+            load: true,
             warmup: Duration::from_secs_f64(self.warmup_secs),
             measured: Duration::from_secs_f64(self.secs),
         }
@@ -246,8 +249,11 @@ impl Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(args.threads as usize).enable_all().build();
+    // One thread needs no scheduler that shares tasks out among several.
+    let runtime = match args.threads {
+        1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        threads => tokio::runtime::Builder::new_multi_thread().worker_threads(threads as usize).enable_all().build(),
+    };
     let result = runtime.context("no threads to run on").and_then(|runtime| runtime.block_on(Box::pin(run(&args))));
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -279,7 +285,12 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         Mode::Analysis => analyse(args).await,
         Mode::Web => {
             let http = args.http.clone().context("web needs --http")?;
-            let wish = web::Wish { http, file: args.file.clone(), database: args.database, rounds: args.rounds };
+            let wish = web::Wish {
+                http,
+                file: args.file.clone(),
+                database: args.database,
+                rounds: args.rounds.unwrap_or(WEB_ROUNDS),
+            };
             let findings = web::run(&args.setting().target, &wish, &args.plan()).await?;
             match args.output {
                 Output::Json => println!("{}", findings.json()),
@@ -339,7 +350,7 @@ impl Args {
             through_balancer: self.through_balancer,
             clients: self.clients,
         };
-        suite::Setting { target, http: self.http.clone(), peers: self.peer.clone() }
+        suite::Setting { target, http: self.http.clone(), peers: self.peer.clone(), rounds: self.rounds.unwrap_or(1) }
     }
 
     fn write_report(&self, title: &str, write: impl FnOnce(&mut Report)) -> anyhow::Result<()> {
