@@ -26,10 +26,11 @@ use serde::{Deserialize, Serialize};
 use sessions::{Known, Outcome};
 use shkv_proto::codec::{self, CodecError};
 use shkv_proto::message::{
-    Batch, BatchDone, BatchOp, Failure, Finish, FinishDone, Prepare, PrepareDone, RefusalCode, RowRead, TxnId, Write,
-    WriteDone, WriteId,
+    Batch, BatchDone, BatchOp, Failure, Finish, FinishDone, KeyPrefix, Prepare, PrepareDone, RefusalCode, RowRead,
+    TxnId, Write, WriteDone, WriteId,
 };
 use shkv_proto::{Kind, ShardId};
+use smallvec::SmallVec;
 
 const FORMAT: u8 = 2;
 /// Bytes before the first write.
@@ -181,10 +182,10 @@ fn write_item(out: &mut Vec<u8>, kind: u8, head: &[u8], tail: &[u8]) {
     out.extend_from_slice(tail);
 }
 
-fn read_items(
-    bytes: &[u8],
+fn read_items<'a>(
+    bytes: &'a [u8],
     from: usize,
-    mut take: impl FnMut(u8, &[u8], &[u8]) -> Result<(), BadEntry>,
+    mut take: impl FnMut(u8, &'a [u8], &'a [u8]) -> Result<(), BadEntry>,
 ) -> Result<(), BadEntry> {
     let cut = || BadEntry::new("it ends inside a write");
     let mut at = from;
@@ -289,6 +290,7 @@ pub fn apply(data: &Bytes, place: Place, view: &mut View, mut answers: Option<&m
     let time = data.get(1..ENTRY_FIXED_BYTES).ok_or_else(|| BadEntry::new("it ends before its time"))?;
     let time = time.iter().rev().fold(0, |time, byte| time << 8 | u64::from(*byte));
     view.ledger.time = view.ledger.time.max(time);
+    view.active.warm(keys_of(data)?.into_iter());
     read_items(data, ENTRY_FIXED_BYTES, |number, head, tail| {
         let kind = WriteKind::from_number(number).ok_or_else(|| BadEntry::new("it has a write of unknown kind"))?;
         let mut step = Step { data, view, place, look: answers.is_some() };
@@ -306,6 +308,19 @@ pub fn apply(data: &Bytes, place: Place, view: &mut View, mut answers: Option<&m
         }
         Ok(())
     })
+}
+
+/// The keys that an entry's puts and deletes name.
+fn keys_of(data: &[u8]) -> Result<SmallVec<[&[u8]; 64]>, BadEntry> {
+    let mut keys = SmallVec::new();
+    read_items(data, ENTRY_FIXED_BYTES, |number, head, _| {
+        if matches!(WriteKind::from_number(number), Some(WriteKind::Put | WriteKind::Delete)) {
+            let (prefix, _) = codec::decode_borrowed_prefix::<KeyPrefix<'_>>(head).map_err(BadEntry::from)?;
+            keys.push(prefix.key);
+        }
+        Ok(())
+    })?;
+    Ok(keys)
 }
 
 /// One write of an entry.

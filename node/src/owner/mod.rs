@@ -120,6 +120,10 @@ pub struct Owner {
     flush_wanted: bool,
     /// Frames of clients that had come when the last write was handed to the log.
     frames_seen: u64,
+    /// The last of the log's writes that brought proposals, until it is durable, and the shards with writes that wait for that.
+    /// What comes meanwhile shares the next write, whichever shards it is for.
+    proposed: Option<Ticket>,
+    held: Vec<u32>,
 }
 
 impl Owner {
@@ -141,6 +145,8 @@ impl Owner {
             flushing: false,
             flush_wanted: false,
             frames_seen: 0,
+            proposed: None,
+            held: Vec::new(),
         };
         for shard in shards {
             owner.adopt(shard, false);
@@ -319,7 +325,7 @@ impl Owner {
     fn round(&mut self, may_sync: bool) -> bool {
         let now = self.shared.clock.now();
         let throttled = self.memory_bytes() > self.shared.table_bytes_per_owner();
-        let mut round = Round { now, throttled, ..Round::default() };
+        let mut round = Round { now, may_propose: !throttled && self.proposed.is_none(), ..Round::default() };
         for number in std::mem::take(&mut self.dirty) {
             let Some(shard) = self.shards.get_mut(&number) else { continue };
             shard.dirty = false;
@@ -333,14 +339,21 @@ impl Owner {
         }
         self.active_bytes = self.active_bytes.saturating_add_signed(round.table_growth);
         self.applied_bytes += round.applied_bytes;
+        if self.proposed.is_some() {
+            self.held.append(&mut round.held);
+        }
         // Followers first: their way to their disks is longer than ours to this one, and nothing here waits for ours.
         self.send(round.messages);
         let mut synced = None;
         if !round.tickets.is_empty() {
+            let last = round.tickets.last().copied();
             if self.is_at_rest(&round.tickets) && may_sync {
                 synced = self.shared.log.write_here(round.writes, round.tickets);
             } else {
                 self.shared.log.submit(round.writes, round.tickets);
+            }
+            if round.has_proposed && synced.is_none() {
+                self.proposed = last;
             }
         }
         for (number, output) in round.installs {
@@ -360,6 +373,10 @@ impl Owner {
 
     /// Outputs are durable.
     fn synced(&mut self, tickets: Vec<Ticket>) {
+        if self.proposed.is_some_and(|proposed| tickets.contains(&proposed)) {
+            self.proposed = None;
+            std::mem::take(&mut self.held).into_iter().for_each(|number| self.touch(number));
+        }
         for (number, output) in tickets {
             if let Some(shard) = self.shards.get_mut(&number) {
                 shard.persisted = shard.persisted.max(output);
@@ -588,8 +605,13 @@ impl Owner {
 pub struct Round {
     /// When it began.
     pub now: u64,
-    /// Whether so many rows wait to be flushed that no more writes are taken in.
-    pub throttled: bool,
+    /// Whether writes may be proposed. Not while as many rows as may be wait to be flushed, nor while the last proposals are
+    /// on their way to the disk.
+    pub may_propose: bool,
+    /// Whether any were.
+    pub has_proposed: bool,
+    /// Shards with writes that may be proposed later.
+    pub held: Vec<u32>,
     /// To be written to the log.
     pub writes: Vec<ShardWrite>,
     /// Whom to tell when it is.

@@ -281,9 +281,12 @@ impl Shard {
         }
         self.reads.ask(&mut self.replica, tokens, round.now);
         self.go_on_with_change(round.now);
+        if !round.may_propose && !self.queue.is_empty() {
+            round.held.push(self.cell.shard.0);
+        }
         loop {
-            if self.replica.leads() && !round.throttled {
-                self.propose(round.now);
+            if self.replica.leads() && round.may_propose {
+                self.propose(round);
             }
             let Some(mut output) = self.replica.output(round.now) else { break };
             round.messages.append(&mut output.messages);
@@ -433,9 +436,9 @@ impl Shard {
     }
 
     /// Proposes what waits: everything that came while an entry was in flight becomes the next one.
-    fn propose(&mut self, now: u64) {
+    fn propose(&mut self, round: &mut Round) {
         while !self.queue.is_empty() && self.flights.len() < ENTRIES_IN_FLIGHT {
-            let mut group = Group::new(self.log_time(now));
+            let mut group = Group::new(self.log_time(round.now));
             let mut waiters = Vec::with_capacity(self.queue.len().min(1024));
             while let Some(job) = self.queue.front() {
                 let bytes = job.head.len() + job.tail.len();
@@ -447,12 +450,15 @@ impl Shard {
                 waiters.extend(self.queue.pop_front().map(|job| job.waiter));
             }
             match self.replica.propose(group.finish()) {
-                Some(mark) => self.flights.push_back(Flight {
-                    mark,
-                    waiters,
-                    #[cfg(feature = "sim")]
-                    moment: crate::inspect::moment(),
-                }),
+                Some(mark) => {
+                    round.has_proposed = true;
+                    self.flights.push_back(Flight {
+                        mark,
+                        waiters,
+                        #[cfg(feature = "sim")]
+                        moment: crate::inspect::moment(),
+                    });
+                }
                 None => {
                     let failure = if self.replica.leads() {
                         Failure::Busy { retry_after_ms: 50, text: "the shard's replicas do not keep up".into() }
