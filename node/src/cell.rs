@@ -152,6 +152,20 @@ impl Cell {
 }
 
 impl Cell {
+    /// Whether a page can be begun at once: few rows in memory are out of order.
+    #[must_use]
+    pub fn is_in_order(&self) -> bool {
+        let view = self.view.read();
+        view.active.is_in_order() && view.sealed.as_ref().is_none_or(|table| table.is_in_order())
+    }
+
+    /// Puts the rows in memory in order, some at a time: whoever writes waits for none but those.
+    pub fn put_in_order(&self) {
+        let sealed = self.view.read().sealed.clone();
+        while sealed.as_ref().is_some_and(|table| table.sort_more()) {}
+        while self.view.read().active.sort_more() {}
+    }
+
     /// Like [`Cell::get`], but a small value is appended to `small`.
     ///
     /// # Errors

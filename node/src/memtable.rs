@@ -19,6 +19,8 @@ const SLOT_BYTES: usize = 112;
 const VALUE_SHARE_BYTES_MIN: usize = 64 << 10;
 /// So many rows that are new are put into the order one by one.
 const FEW: usize = 16;
+/// So many are put into it before whoever waits for the rows has a turn.
+const SORTED_AT_ONCE: usize = 4_096;
 
 /// Rows that are looked at side by side without an allocation.
 const WARMED: usize = 64;
@@ -173,6 +175,20 @@ impl Table {
         self.index.insert_unique(spread(hash), Place { hash, at }, |place| spread(place.hash));
     }
 
+    /// Whether so few rows are out of order that [`Table::sorted`] takes no time to speak of.
+    #[must_use]
+    pub fn is_in_order(&self) -> bool {
+        self.order.try_read().is_some_and(|order| self.rows.len() - order.len() <= FEW)
+    }
+
+    /// Puts some more rows in order, as many as may keep others waiting. Tells whether that was not all.
+    pub fn sort_more(&self) -> bool {
+        let mut order = self.order.write();
+        let until = self.rows.len().min(order.len() + SORTED_AT_ONCE);
+        self.put_in_order(&mut order, until);
+        until < self.rows.len()
+    }
+
     /// The rows in order.
     #[must_use]
     pub fn sorted(&self) -> Sorted<'_> {
@@ -182,13 +198,13 @@ impl Table {
         }
         drop(order);
         let mut order = self.order.write();
-        self.put_in_order(&mut order);
+        self.put_in_order(&mut order, self.rows.len());
         Sorted { rows: &self.rows, order: RwLockWriteGuard::downgrade(order) }
     }
 
-    fn put_in_order(&self, order: &mut Vec<u32>) {
+    fn put_in_order(&self, order: &mut Vec<u32>, until: usize) {
         let key = |at: u32| &self.rows[at as usize].0;
-        let mut new: Vec<u32> = (order.len() as u32..self.rows.len() as u32).collect();
+        let mut new: Vec<u32> = (order.len() as u32..until as u32).collect();
         if new.len() <= FEW {
             for at in new {
                 let place = order.partition_point(|other| key(*other) < key(at));
@@ -198,7 +214,7 @@ impl Table {
         }
         new.sort_unstable_by_key(|at| key(*at));
         let old = std::mem::take(order);
-        order.reserve_exact(self.rows.len());
+        order.reserve_exact(until);
         let mut new = new.into_iter().peekable();
         for at in old {
             while let Some(before) = new.next_if(|before| key(*before) < key(at)) {
@@ -254,6 +270,7 @@ mod tests {
         Delete(u16),
         /// As many new rows at once, so that they are merged.
         Fill(u16),
+        Sort,
         Look(u16, u16),
     }
 
@@ -262,6 +279,7 @@ mod tests {
             8 => (0..300_u16, any::<u8>()).prop_map(|(key, length)| Step::Put(key, length)),
             2 => (0..300_u16).prop_map(Step::Delete),
             1 => (0..300_u16).prop_map(Step::Fill),
+            1 => Just(Step::Sort),
             3 => (0..300_u16, 0..301_u16).prop_map(|(low, high)| Step::Look(low, high)),
         ];
         prop::collection::vec(step, 0..120)
@@ -291,6 +309,10 @@ mod tests {
                             model.insert(key, Slot::Dead);
                         }
                     }
+                    Step::Sort => {
+                        prop_assert!(!table.sort_more(), "there are not that many");
+                        prop_assert!(table.is_in_order());
+                    }
                     Step::Look(low, high) => {
                         let (from, to) = (low.to_be_bytes(), high.to_be_bytes());
                         let sorted = table.sorted();
@@ -315,6 +337,19 @@ mod tests {
             let bytes: usize = model.values().map(|slot| SLOT_BYTES + 2 + slot.value_bytes()).sum();
             prop_assert_eq!(table.bytes(), bytes);
         }
+    }
+
+    #[test]
+    fn many_rows_are_put_in_order_in_turns() {
+        let mut table = Table::default();
+        let count = SORTED_AT_ONCE as u32 * 2 + 100;
+        (0..count).for_each(|number| table.delete(&number.wrapping_mul(0x9e37_79b9).to_be_bytes()));
+        assert!(!table.is_in_order());
+        assert_eq!([table.sort_more(), table.sort_more(), table.sort_more()], [true, true, false]);
+        assert!(table.is_in_order());
+        let sorted = table.sorted();
+        let keys: Vec<&Key> = sorted.range((Bound::Unbounded, Bound::Unbounded)).map(|(key, _)| key).collect();
+        assert!(keys.len() == count as usize && keys.is_sorted());
     }
 
     #[test]

@@ -13,7 +13,8 @@ use shkv_proto::{Frame, ShardId};
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// A page of at most so many rows and bytes is read on the session's own thread: a change of threads costs more.
+/// A page of at most so many rows and bytes is read on the session's own thread, unless many rows in memory must be put in
+/// order for it: a change of threads costs more.
 const INLINE_MAX: PageLimits = PageLimits { rows: 128, bytes: 256 << 10 };
 
 /// Answers a page of rows.
@@ -108,14 +109,23 @@ async fn page(
 }
 
 async fn read(cell: Arc<Cell>, scan: Arc<Scan>, limits: PageLimits) -> Result<Page, Failure> {
-    let work = move || {
-        let page = cell.view.read().begin_page(&scan, limits);
-        page.read(&scan, limits)
+    let is_small = limits.rows <= INLINE_MAX.rows && limits.bytes <= INLINE_MAX.bytes;
+    let here = is_small && cell.is_in_order();
+    let work = {
+        let cell = cell.clone();
+        move || {
+            let page = cell.view.read().begin_page(&scan, limits);
+            page.read(&scan, limits)
+        }
     };
-    if limits.rows <= INLINE_MAX.rows && limits.bytes <= INLINE_MAX.bytes {
+    if here {
         return work().map_err(|error| read_failed(&error));
     }
-    match shkv_proto::world::blocking(work).await {
+    let ordered = move || {
+        cell.put_in_order();
+        work()
+    };
+    match shkv_proto::world::blocking(ordered).await {
         Ok(Ok(page)) => Ok(page),
         Ok(Err(error)) => Err(read_failed(&error)),
         Err(error) => Err(Failure::unknown(error.to_string())),
