@@ -70,6 +70,11 @@ impl Settling {
         commits_change
     }
 
+    /// The last entry that is or may be a change.
+    pub(super) fn last_change(&self) -> u64 {
+        self.applied.max(self.unread).max(self.changes.last().copied().unwrap_or(0))
+    }
+
     /// All outputs up to this number are durable.
     pub(super) fn persisted(&mut self, number: u64) {
         while self.under_way.front().is_some_and(|(output, _)| *output <= number) {

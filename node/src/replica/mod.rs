@@ -94,20 +94,22 @@ pub struct Replica {
     raft: RawNode<ReplicaLog>,
     /// The newest stamp of this term's leader that was taken in.
     leader_stamp: (u64, u64),
-    /// What was acknowledged last, and when.
-    acknowledged: (Acknowledged, u64),
+    /// What was acknowledged last.
+    acknowledged: Acknowledged,
     vote_hold_until: u64,
     /// Whether a leader was heard since the process began.
     heard_leader: bool,
     settling: Settling,
 }
 
-/// That a log has everything of a leader up to an index.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// That a log has everything of a leader up to an index, and what it knows to be committed.
+#[derive(Clone, Copy, Debug, Default)]
 struct Acknowledged {
     leader: u64,
     term: u64,
     index: u64,
+    commit: u64,
+    at: u64,
 }
 
 /// A replica's log and state disagree in a way that no crash explains.
@@ -185,7 +187,7 @@ impl Replica {
             id,
             raft,
             leader_stamp: (0, 0),
-            acknowledged: Default::default(),
+            acknowledged: Acknowledged::default(),
             vote_hold_until,
             heard_leader: false,
             settling,
@@ -397,18 +399,22 @@ impl Replica {
         Some(Output { number, messages, write, must_sync, after_write, snapshot, committed, reads })
     }
 
-    /// Whether this was said just now.
+    /// Whether this was said just now, and nobody waits to hear it again.
     fn is_said_again(&mut self, message: &Message, now: u64) -> bool {
         if message.get_msg_type() != MessageType::MsgAppendResponse || message.reject {
             return false;
         }
-        let this = Acknowledged { leader: message.to, term: message.term, index: message.index };
-        let (last, at) = self.acknowledged;
-        let is_again = this == last && now.saturating_sub(at) < ACKNOWLEDGED_AGAIN;
-        if !is_again {
-            self.acknowledged = (this, now);
+        let (leader, term, index) = (message.to, message.term, message.index);
+        let last = self.acknowledged;
+        let is_same = (last.leader, last.term, last.index) == (leader, term, index);
+        // A leader does wait to hear that its first entry, and a change of the group's replicas, are known to be committed.
+        let is_known = last.commit >= self.settling.last_change()
+            && self.raft.raft.raft_log.term(last.commit).is_ok_and(|of| of == term);
+        if is_same && is_known && now.saturating_sub(last.at) < ACKNOWLEDGED_AGAIN {
+            return true;
         }
-        is_again
+        self.acknowledged = Acknowledged { leader, term, index, commit: message.commit, at: now };
+        false
     }
 
     fn outgoing(&mut self, mut messages: Vec<Message>, now: u64) -> Vec<Outgoing> {

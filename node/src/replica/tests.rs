@@ -20,6 +20,8 @@ struct Net {
     members: BTreeMap<u64, Member>,
     founders: Vec<ReplicaId>,
     messages: VecDeque<Outgoing>,
+    /// Messages that were sent, by kind.
+    sent: BTreeMap<u8, usize>,
     /// Nobody hears them, and they hear nobody.
     cut: BTreeSet<u64>,
     /// Nobody hears them.
@@ -40,6 +42,7 @@ impl Net {
             members: BTreeMap::new(),
             founders: ids(founders),
             messages: VecDeque::new(),
+            sent: BTreeMap::new(),
             cut: BTreeSet::new(),
             mute: BTreeSet::new(),
             now: 1,
@@ -120,6 +123,7 @@ impl Net {
         self.members.keys().copied().collect::<Vec<_>>().into_iter().for_each(|id| self.work(id));
         while let Some(message) = self.messages.pop_front() {
             let (from, to) = (message.head.from.0, message.head.to.0);
+            *self.sent.entry(message.head.kind).or_default() += 1;
             let lost = self.lost;
             if self.cut.contains(&from) || self.cut.contains(&to) || self.mute.contains(&from) || self.lucky(lost) {
                 continue;
@@ -239,6 +243,28 @@ fn a_step_that_is_told_to_hold_survives_a_crash_of_all_and_the_loss_of_one() {
         net.until(&format!("one of {left:?} leads, seed {seed}"), |net| net.leader().is_some());
         let leader = net.leader().expect("there is one");
         net.until("it knows its group", |net| net.has_voters(leader, &[3, 4, 5]));
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_not_said_again_at_once() {
+    let mut net = Net::new(&[1, 2, 3], 5);
+    net.lead_by(1);
+    net.until("the leader knows where it stands", |net| net.has_voters(1, &[1, 2, 3]));
+    (0..20).for_each(|_| net.tick());
+    net.sent.clear();
+    for entry in 1..=10 {
+        net.at(1).propose(b"x".to_vec()).expect("it leads");
+        net.deliver();
+        assert_eq!(net.sent.get(&APPEND_RESPONSE), Some(&(2 * entry)), "one of each follower, and none to the commit");
+    }
+    let last = net.at(1).log_bounds().1;
+    assert!([1, 2, 3].iter().all(|id| net.at(*id).committed() == last), "which they have heard of");
+    for (later, answers) in [(ACKNOWLEDGED_AGAIN - 1, 20), (1, 22)] {
+        net.now += later;
+        net.at(1).raft.raft.bcast_append();
+        net.deliver();
+        assert_eq!(net.sent[&APPEND_RESPONSE], answers, "after a while it may have been lost");
     }
 }
 
