@@ -8,11 +8,11 @@
 use crate::cluster::Cluster;
 use crate::{Bootstrap, StartError, layout, lobby, system};
 use shkv_proto::link::{CallError, Link};
-use shkv_proto::map::NodeInfo;
-use shkv_proto::message::{CreateReplica, Hello, MapDone, Role, Welcome};
+use shkv_proto::map::{NodeInfo, ShardInfo};
+use shkv_proto::message::{CreateReplica, Hello, MapDone, NodeStatus, Role, Welcome};
 use shkv_proto::session::Session;
 use shkv_proto::world::net::TcpListener;
-use shkv_proto::{ClusterId, Frame, Header, Kind, Map, NodeId, ShardId};
+use shkv_proto::{ClusterId, Epoch, Frame, Header, Kind, Map, NodeId, ShardId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,6 +155,11 @@ impl Search {
         is_founding || (self.open.is_empty() && (self.is_of_cluster() || (self.expect == 0 && !self.found.is_empty())))
     }
 
+    /// Whether a balancer has told of a cluster.
+    pub(crate) fn is_told(&self) -> bool {
+        self.told.is_some()
+    }
+
     fn is_of_cluster(&self) -> bool {
         self.told.is_some() || self.found.values().any(|node| node.cluster.is_some())
     }
@@ -283,7 +288,7 @@ pub(crate) async fn found(cluster: &Arc<Cluster>, plan: &Plan) -> Result<(), Sta
 }
 
 fn all_replicas(map: &Map) -> impl Iterator<Item = (NodeId, CreateReplica)> + '_ {
-    let of_shard = |shard: &shkv_proto::map::ShardInfo| -> Vec<(NodeId, CreateReplica)> {
+    let of_shard = |shard: &ShardInfo| -> Vec<(NodeId, CreateReplica)> {
         let nodes = shard.replicas.iter().map(|replica| replica.node);
         nodes.filter_map(|node| Some((node, layout::creation(map.cluster, shard, node)?))).collect()
     };
@@ -366,27 +371,96 @@ async fn meet_the_rest(cluster: &Cluster) {
     }
 }
 
-/// Whether the system shard is still to be made on some of the plan's nodes. Only when every node has been heard, what
-/// is there is as planned, and nobody was ever elected: a replica that has forgotten its votes must not be made anew.
+/// Whether the system shard is still to be made on some of the plan's nodes: every node has been heard, and each is as a
+/// bootstrap that was cut short leaves it.
 fn system_shard_was_cut_short(cluster: &Cluster, plan: &Plan) -> bool {
     let map = layout::first_map(cluster.id, &plan.nodes, plan.wanted);
     let Some(planned) = map.shard(ShardId::SYSTEM) else { return false };
     cluster.health(|health, now| {
-        let mut is_missing = false;
-        for node in &plan.nodes {
-            if !health.is_live(node.id, now) {
-                return false;
-            }
-            let Some(status) = health.status(node.id) else { return false };
-            let here = status.replicas.iter().find(|replica| replica.shard == ShardId::SYSTEM);
-            let wanted = planned.replicas.iter().find(|replica| replica.node == node.id);
-            match (here, wanted) {
-                (Some(here), Some(wanted)) if here.replica == wanted.id && here.term == 0 && here.log_last == 0 => {}
-                (Some(_), _) => return false,
-                (None, Some(_)) => is_missing = true,
-                (None, None) => {}
-            }
-        }
-        is_missing
+        let heard = |node: &NodeInfo| health.status(node.id).filter(|_| health.is_live(node.id, now));
+        let is_missing: Option<Vec<bool>> =
+            plan.nodes.iter().map(|node| is_still_to_be_made(planned, heard(node)?)).collect();
+        is_missing.is_some_and(|is_missing| is_missing.contains(&true))
     })
+}
+
+/// Whether a node is to get a replica of the system shard in a bootstrap that was cut short. `None` if it is not as such
+/// a bootstrap leaves it: in no cluster yet, or with the replica that is planned, and nobody was ever elected. A replica
+/// that has forgotten its votes must not be made anew, nor a second system shard where the nodes of the first are away:
+/// whoever is of the cluster, and has no such replica or a map, may have come to it long after it was made.
+fn is_still_to_be_made(planned: &ShardInfo, status: &NodeStatus) -> Option<bool> {
+    let wanted = planned.replicas.iter().find(|replica| replica.node == status.id);
+    match (status.cluster, &status.replicas[..], wanted) {
+        (None, [], wanted) => Some(wanted.is_some()),
+        (Some(_), [here], Some(wanted))
+            if (here.shard, here.replica) == (ShardId::SYSTEM, wanted.id)
+                && here.term == 0
+                && here.log_last == 0
+                && status.epoch == Epoch::NONE =>
+        {
+            Some(false)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shkv_proto::message::ReplicaStatus;
+    use shkv_proto::{KeyspaceId, ReplicaId, map::Part};
+
+    const OURS: ClusterId = ClusterId(7);
+
+    fn status(node: u64, cluster: Option<ClusterId>, replicas: &[(u32, u64, u64)]) -> NodeStatus {
+        let replica = |(shard, replica, term): &(u32, u64, u64)| ReplicaStatus {
+            shard: ShardId(*shard),
+            replica: ReplicaId(*replica),
+            leads: false,
+            leader: None,
+            term: *term,
+            committed: 0,
+            applied: 0,
+            flushed: 0,
+            log_first: 1,
+            log_last: 0,
+            revision: 0,
+            snapshots_installed: 0,
+            group: None,
+        };
+        NodeStatus {
+            id: NodeId(node),
+            name: format!("Server{node}"),
+            cluster,
+            process: 1,
+            cpu_us: 0,
+            epoch: Epoch::NONE,
+            table_bytes: 0,
+            log_bytes: 0,
+            disk_free_bytes: 0,
+            disk_full: false,
+            log_syncs: 0,
+            replicas: replicas.iter().map(replica).collect(),
+        }
+    }
+
+    #[test]
+    fn only_what_a_bootstrap_that_was_cut_short_leaves_is_gone_on_with() {
+        let homes: Vec<NodeId> = (1..=3).map(NodeId).collect();
+        let planned = ShardInfo::founded(ShardId::SYSTEM, KeyspaceId::SYSTEM, Part::everything(), &homes);
+        let look = |status: &NodeStatus| is_still_to_be_made(&planned, status);
+        assert_eq!(look(&status(1, None, &[])), Some(true), "it was not reached yet");
+        assert_eq!(look(&status(4, None, &[])), Some(false), "nothing is planned there");
+        assert_eq!(look(&status(1, Some(OURS), &[(0, 1, 0)])), Some(false), "it was reached");
+        assert_eq!(look(&status(1, Some(OURS), &[(0, 1, 1)])), None, "it has voted");
+        assert_eq!(look(&status(1, Some(OURS), &[(0, 2, 0)])), None, "that replica is another one");
+        assert_eq!(
+            look(&status(1, Some(OURS), &[])),
+            None,
+            "a member without a replica has joined later, or was emptied"
+        );
+        assert_eq!(look(&status(4, Some(OURS), &[(1, 5, 3)])), None, "a shard was made on it");
+        let with_map = NodeStatus { epoch: Epoch(9), ..status(1, Some(OURS), &[(0, 1, 0)]) };
+        assert_eq!(look(&with_map), None, "there was a map");
+    }
 }

@@ -261,7 +261,8 @@ impl Balancer {
             tokio::time::sleep(FOLLOW_LOOK_EVERY).await;
         };
         let (id, plan, is_new) = match search.cluster()? {
-            Some(id) => (id, search.plan(config.bootstrap).ok(), false),
+            // What a balancer knows of was made to the end.
+            Some(id) => (id, search.plan(config.bootstrap).ok().filter(|_| !search.is_told()), false),
             None => {
                 let id = config.cluster.unwrap_or_else(|| ClusterId(world::rng().random()));
                 (id, Some(search.plan(config.bootstrap)?), true)

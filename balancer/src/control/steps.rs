@@ -52,8 +52,8 @@ pub(super) struct Steps {
     listing: Arc<Mutex<Option<BTreeMap<String, bool>>>>,
     /// Instances that were removed since this balancer controls the cluster: they are not removed again and again.
     removed: Arc<Mutex<BTreeSet<String>>>,
-    /// Wanted nodes that were started, with when.
-    started: Arc<Mutex<BTreeMap<String, Instant>>>,
+    /// Wanted nodes that were started, with when, and the instance: a listing that is a little old does not have it yet.
+    started: Arc<Mutex<BTreeMap<String, (Instant, String)>>>,
     /// Wanted nodes that could not be started, and why; until that is written down.
     failed: Arc<Mutex<Vec<(String, String)>>>,
     pauses: BTreeMap<String, Instant>,
@@ -75,9 +75,13 @@ impl Steps {
         }
     }
 
-    /// What instances there are, those that are just being started included.
+    /// What instances there are, those that are being started or were just started included: one that is forgotten is
+    /// never removed.
     pub(super) fn instances(&self) -> BTreeMap<String, bool> {
         let mut instances = self.listing.lock().clone().unwrap_or_default();
+        for (_, instance) in self.started.lock().values() {
+            instances.entry(instance.clone()).or_insert(false);
+        }
         for about in self.under_way.lock().iter() {
             if let About::Instance(instance) = about {
                 instances.entry(instance.clone()).or_insert(false);
@@ -128,9 +132,10 @@ impl Steps {
         let late: Vec<String> = {
             let mut started = self.started.lock();
             for wanted in after.wanted.values().filter(runs) {
-                started.entry(wanted.name.clone()).or_insert(now); // by whoever controlled the cluster before
+                // By whoever controlled the cluster before.
+                started.entry(wanted.name.clone()).or_insert_with(|| (now, wanted.instance.clone()));
             }
-            let late = started.iter().filter(|(_, at)| now.duration_since(**at) > JOIN_TIME_MAX);
+            let late = started.iter().filter(|(_, (at, _))| now.duration_since(*at) > JOIN_TIME_MAX);
             let late: Vec<String> = late.map(|(name, _)| name.clone()).collect();
             started.retain(|name, _| !late.contains(name));
             late
@@ -216,7 +221,7 @@ impl Steps {
         tasks.spawn(async move {
             let starting = cluster.setup.provisioner.start(&spec);
             match tokio::time::timeout(PROVISION_TIME_MAX, starting).await {
-                Ok(Ok(())) => drop(started.lock().insert(spec.name.clone(), Instant::now())),
+                Ok(Ok(())) => drop(started.lock().insert(spec.name.clone(), (Instant::now(), spec.instance.clone()))),
                 Ok(Err(error)) => failed.lock().push((spec.name.clone(), error.to_string())),
                 Err(_) => failed.lock().push((spec.name.clone(), format!("not started within {PROVISION_TIME_MAX:?}"))),
             }
@@ -229,13 +234,15 @@ impl Steps {
         if !self.under_way.lock().insert(about.clone()) {
             return;
         }
-        let (cluster, under_way, removed) = (self.cluster.clone(), self.under_way.clone(), self.removed.clone());
+        let (cluster, under_way) = (self.cluster.clone(), self.under_way.clone());
+        let (started, removed) = (self.started.clone(), self.removed.clone());
         let tasks = cluster.tasks.clone();
         tasks.spawn(async move {
             let removing = cluster.setup.provisioner.remove(cluster.id, &instance);
             match tokio::time::timeout(PROVISION_TIME_MAX, removing).await {
                 Ok(Ok(())) => {
                     tracing::info!(instance, "removed");
+                    started.lock().retain(|_, (_, of)| *of != instance);
                     removed.lock().insert(instance);
                 }
                 Ok(Err(error)) => tracing::warn!(instance, %error, "an instance is not removed"),
