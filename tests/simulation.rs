@@ -3,7 +3,8 @@
 
 use shkv_node::inspect::Bug;
 use shkv_tests::sim::many::{Sum, kept, repeat, run_many};
-use shkv_tests::sim::run::{Setup, drained_after_a_loss, power_lost_in_a_snapshot, run};
+use shkv_tests::sim::run::{Setup, run};
+use shkv_tests::sim::scenes::{drained_after_a_loss, power_lost_in_a_snapshot, promise_forgotten};
 
 /// Seeds that are run each time.
 const SEEDS: u64 = 200;
@@ -30,6 +31,9 @@ const PLANTED: [(Bug, u64); 17] = [
     (Bug::LeaseWithoutClock, 40),
     (Bug::LeaseFromAnswer, 40),
 ];
+
+/// Within how many scenes of its own a voter is found that forgot its promise and votes at once.
+const VOTE_AT_ONCE: u64 = 10;
 
 fn told(sum: &Sum, bug: Option<Bug>) -> String {
     let one = |(seed, violations): &(u64, Vec<String>)| format!("{}\n{}", violations.join("\n"), repeat(*seed, bug));
@@ -78,6 +82,19 @@ fn a_node_that_is_emptied_right_after_another_has_died_leaves_a_quorum() {
         let outcome = drained_after_a_loss(seed);
         assert!(outcome.violations.is_empty(), "scene {seed}: {:?}", outcome.violations);
     }
+}
+
+#[test]
+fn a_voter_that_forgot_its_promise_waits_until_no_lease_counts_on_it() {
+    let mut tried = 0;
+    for seed in 1..=4 {
+        let outcome = promise_forgotten(seed, None);
+        assert!(outcome.violations.is_empty(), "scene {seed}: {:?}", outcome.violations);
+        tried += outcome.faults.get("a voter started anew that a lease counts on").copied().unwrap_or_default();
+    }
+    assert!(tried >= 8, "in too few of the scenes there was a lease: {tried}");
+    let is_found = |seed| !promise_forgotten(seed, Some(Bug::VoteAtOnce)).violations.is_empty();
+    assert!((1..=VOTE_AT_ONCE).any(is_found), "VoteAtOnce is not found within {VOTE_AT_ONCE} scenes");
 }
 
 #[test]

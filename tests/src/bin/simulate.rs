@@ -3,7 +3,8 @@
 use clap::Parser;
 use shkv_node::inspect::Bug;
 use shkv_tests::sim::many::{Sum, keep, repeat, run_many};
-use shkv_tests::sim::run::{Outcome, Setup, drained_after_a_loss, power_lost_in_a_snapshot, run};
+use shkv_tests::sim::run::{Outcome, Setup, run};
+use shkv_tests::sim::scenes::{drained_after_a_loss, power_lost_in_a_snapshot, promise_forgotten};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ struct Args {
     /// Prints what the processes log in that seed, as RUST_LOG would filter it
     #[arg(long, requires = "seed")]
     log: Option<String>,
-    /// Runs the scenes of that seed instead: what may happen to a snapshot, and to a group that becomes smaller
+    /// Runs the scenes of that seed instead: what may happen to a snapshot, to a group that becomes smaller, and to a promise
     #[arg(long, requires = "seed")]
     scenes: bool,
     /// The first of many seeds
@@ -67,7 +68,7 @@ fn one(args: &Args, seed: u64) -> ExitCode {
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
     }
     if args.scenes {
-        let scenes = [power_lost_in_a_snapshot(seed), drained_after_a_loss(seed)];
+        let scenes = [power_lost_in_a_snapshot(seed), drained_after_a_loss(seed), promise_forgotten(seed, args.plant)];
         for scene in &scenes {
             println!("{}", told(scene));
             scene.violations.iter().for_each(|violation| println!("WRONG {violation}"));

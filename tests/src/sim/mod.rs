@@ -11,6 +11,7 @@ pub mod file;
 pub mod many;
 pub mod operator;
 pub mod run;
+pub mod scenes;
 pub mod sender;
 pub mod universe;
 pub mod watch;

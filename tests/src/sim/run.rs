@@ -6,46 +6,28 @@ use super::faults::{Faults, Nemesis, looks};
 use super::operator::Operator;
 use super::universe::Universe;
 use super::watch::Watch;
-use super::workload::{Counts, Story, connect};
+use super::workload::{Counts, Story};
 use crate::judge::replicas;
 use crate::judge::search::Verdict;
 use parking_lot::Mutex;
 use rand::RngExt;
-use shkv_client::Admin;
-use shkv_node::inspect::{Bug, Point, ReplicaLook, RowsLook};
+use shkv_node::inspect::{Bug, RowsLook};
 use shkv_proto::ShardId;
-use shkv_proto::world::sim::Fate;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Nodes that found a cluster.
-const FOUNDERS: u8 = 3;
+pub(super) const FOUNDERS: u8 = 3;
 /// How long a cluster may take to be made, in milliseconds.
 const BOOT_MS_MAX: u64 = 30_000;
 /// How long it may take to heal and make progress once nothing goes wrong any more.
-const HEAL_MS_MAX: u64 = 60_000;
+pub(super) const HEAL_MS_MAX: u64 = 60_000;
 /// Operations that must be acknowledged in the calm.
-const CALM_OPERATIONS: u64 = 30;
+pub(super) const CALM_OPERATIONS: u64 = 30;
 /// Batches that must be.
 const CALM_BATCHES: u64 = 6;
 /// How long the clients may take to end, and the last look to be taken.
-const END_MS_MAX: u64 = 20_000;
-
-/// How long a follower is away so that it needs a snapshot, in milliseconds: less than nodes are waited for.
-const AWAY_MS: u64 = 6_500;
-/// How long a snapshot takes to begin, in milliseconds at the most.
-const SNAPSHOT_MS_MAX: u64 = 4_000;
-/// How long another one takes to be there when the first was cut off.
-const SCENE_MS_MAX: u64 = 25_000;
-/// Entries that a follower may be behind its leader while clients are at work.
-const FEW_ENTRIES: u64 = 50;
-
-/// How long the dead node has been silent when the wish is told, in milliseconds at the most: less than it takes until the
-/// balancer doubts that it is alive.
-const SILENT_MS_MAX: u64 = 600;
-/// How long a wish has to be carried out, in milliseconds.
-const WISHED_MS: u64 = 4_000;
+pub(super) const END_MS_MAX: u64 = 20_000;
 
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -89,41 +71,19 @@ pub fn run(setup: Setup) -> Outcome {
     run.finish()
 }
 
-/// A follower that needs a snapshot loses its power each time that one begins to come in, and nobody tells the sender.
-///
-/// It is then to get another one soon, and everything else is to hold as ever.
-#[must_use]
-pub fn power_lost_in_a_snapshot(seed: u64) -> Outcome {
-    let mut run = Run::new(Setup { seed, bug: None, lines: false });
-    if run.begin() {
-        run.snapshot_scene();
-    }
-    run.finish()
-}
-
-/// A node dies, and soon an operator wishes another to be emptied. The replicas that are left must not become so few that
-/// they are no quorum without the dead one.
-#[must_use]
-pub fn drained_after_a_loss(seed: u64) -> Outcome {
-    let mut run = Run::new(Setup { seed, bug: None, lines: false });
-    if run.begin() {
-        run.drain_scene();
-    }
-    run.finish()
-}
-
-struct Run {
-    universe: Universe,
-    cluster: SimCluster,
-    nemesis: Nemesis,
-    watch: Watch,
-    story: Arc<Story>,
-    ledger: Arc<Ledger>,
-    violations: Vec<String>,
+/// A seed while it runs.
+pub(super) struct Run {
+    pub(super) universe: Universe,
+    pub(super) cluster: SimCluster,
+    pub(super) nemesis: Nemesis,
+    pub(super) watch: Watch,
+    pub(super) story: Arc<Story>,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) violations: Vec<String>,
 }
 
 impl Run {
-    fn new(setup: Setup) -> Self {
+    pub(super) fn new(setup: Setup) -> Self {
         let mut universe = Universe::new(setup.seed, setup.bug.map_or(0, |bug| bug as u64), setup.lines);
         let balancers = universe.rng.random_range(1..=2);
         let late = universe.rng.random_range(0..=2);
@@ -140,7 +100,7 @@ impl Run {
     }
 
     /// Makes the cluster, and lets its clients begin. `false` if it cannot be made.
-    fn begin(&mut self) -> bool {
+    pub(super) fn begin(&mut self) -> bool {
         for at in 0..usize::from(FOUNDERS) {
             self.cluster.start_node(&mut self.universe, at);
         }
@@ -191,70 +151,8 @@ impl Run {
         self.end();
     }
 
-    fn drain_scene(&mut self) {
-        let dead = self.universe.rng.random_range(0..usize::from(FOUNDERS));
-        let emptied = (dead + 1) % usize::from(FOUNDERS);
-        self.cluster.end_node(&mut self.universe, dead, Fate::Silence);
-        for _ in 0..self.universe.rng.random_range(0..=SILENT_MS_MAX) {
-            self.step();
-        }
-        let wish = Admin::Drain { node: self.cluster.nodes[emptied].name.clone(), drain: true };
-        let homes = self.cluster.homes(&self.universe);
-        self.universe.run_on(self.cluster.clients[0], async move {
-            let client = connect(&homes).await;
-            while client.admin(&wish).await.is_err() {}
-        });
-        let done = |run: &Self| run.story.counts().done;
-        for _ in 0..WISHED_MS {
-            self.step();
-        }
-        let wanted = done(self) + CALM_OPERATIONS;
-        if !self.pass(SCENE_MS_MAX, move |run| done(run) >= wanted) {
-            self.violations.push(format!("two nodes of three do not go on: {}", self.state()));
-        }
-    }
-
-    fn snapshot_scene(&mut self) {
-        let at = self.universe.rng.random_range(0..usize::from(FOUNDERS));
-        self.cluster.end_node(&mut self.universe, at, Fate::Reset);
-        let begins = self.universe.now_ms;
-        self.pass(AWAY_MS, |run| run.universe.now_ms >= begins + AWAY_MS - 1);
-        self.cluster.start_node(&mut self.universe, at);
-        let host = self.cluster.nodes[at].host;
-        if let Some(context) = self.universe.context(host) {
-            context.ends_at.store(Point::SnapshotRows as u64, Ordering::Relaxed);
-        }
-        let ends = |universe: &Universe| universe.context(host).is_some_and(|context| context.ended_at() != 0);
-        for _ in 0..SNAPSHOT_MS_MAX {
-            self.universe.step();
-            self.watch.look(&self.universe, &self.cluster);
-            if ends(&self.universe) {
-                break;
-            }
-        }
-        if ends(&self.universe) {
-            self.nemesis.count("power lost while a snapshot came in");
-        }
-        self.cluster.end_node(&mut self.universe, at, Fate::Silence);
-        self.cluster.start_node(&mut self.universe, at);
-        let level = self.universe.now_ms + SCENE_MS_MAX;
-        let is_there = |run: &Self| {
-            let looks = looks(&run.universe, &run.cluster);
-            let behind =
-                |look: &ReplicaLook, shard, applied| look.shard == shard && look.applied + FEW_ENTRIES >= applied;
-            looks
-                .iter()
-                .filter(|(_, look)| look.leads)
-                .all(|(_, led)| looks.iter().any(|(node, look)| *node == at && behind(look, led.shard, led.applied)))
-        };
-        if !self.pass(SCENE_MS_MAX, is_there) {
-            return self.violations.push(format!("no other snapshot came until {level} ms: {}", self.state()));
-        }
-        self.end();
-    }
-
     /// Lets the clients end, and judges everything.
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         self.story.stop();
         self.ledger.stop();
         if !self.pass(END_MS_MAX, |run| run.story.at_work() + run.ledger.at_work() == 0) {
@@ -270,7 +168,7 @@ impl Run {
         self.look_last();
     }
 
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         self.universe.step();
         let ends = self.cluster.look_for_ends(&mut self.universe);
         self.nemesis.ended(&mut self.universe, &mut self.cluster, ends);
@@ -282,12 +180,12 @@ impl Run {
         self.watch.look(&self.universe, &self.cluster);
     }
 
-    fn is_right(&self) -> bool {
+    pub(super) fn is_right(&self) -> bool {
         self.watch.violations.is_empty() && self.violations.is_empty()
     }
 
     /// Lets time pass until something holds. `false` if it does not in time, or something is wrong already.
-    fn pass(&mut self, ms: u64, holds: impl Fn(&Self) -> bool) -> bool {
+    pub(super) fn pass(&mut self, ms: u64, holds: impl Fn(&Self) -> bool) -> bool {
         let until = self.universe.now_ms + ms;
         while !holds(self) {
             if self.universe.now_ms >= until || !self.is_right() {
@@ -318,7 +216,7 @@ impl Run {
     }
 
     /// Whether each shard is led, and has three voters or more, all of which are there.
-    fn is_whole(&self) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         let looks = looks(&self.universe, &self.cluster);
         let shards: BTreeSet<u32> = looks.iter().map(|(_, look)| look.shard).collect();
         let is_there = |shard: u32, voter: u64| {
@@ -337,7 +235,7 @@ impl Run {
     }
 
     /// Whether all replicas of each shard have applied the same entries.
-    fn is_level(&self) -> bool {
+    pub(super) fn is_level(&self) -> bool {
         let mut applied: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
         let mut nodes = 0;
         let counts = |node: &&NodeHost| node.over.is_none() && self.universe.hosts[node.host].lives > 0;
@@ -393,7 +291,7 @@ impl Run {
     }
 
     /// How things stand, for whoever has to find out why they do not go on.
-    fn state(&self) -> String {
+    pub(super) fn state(&self) -> String {
         let mut text = format!("{:?};", self.story.counts());
         for node in &self.cluster.nodes {
             let looks = node.said.inspector.lock().clone().and_then(|inspector| {
@@ -405,7 +303,7 @@ impl Run {
         text
     }
 
-    fn finish(mut self) -> Outcome {
+    pub(super) fn finish(mut self) -> Outcome {
         let mut violations = std::mem::take(&mut self.watch.violations);
         violations.append(&mut self.violations);
         let mut reached = self.watch.reached();
