@@ -130,6 +130,25 @@ async fn keyspaces_come_and_go(client: &Client, cluster: &Cluster) {
     assert_eq!(run(&["keyspace", "drop", "users"]).await.0, 2, "nothing goes that nobody has said yes to");
     assert_eq!(run(&["keyspace", "drop", "users", "--yes"]).await, (0, "dropped users\n".into()));
     assert_eq!(run(&["get", "--keyspace", "users", "ada"]).await.0, 2);
+    // One that is cut by ranges: rows of a prefix lie together, and scans go over the cuts.
+    let args = ["keyspace", "create", "places", "--split", "g,p", "--output", "json"];
+    let told: Value = serde_json::from_str(&run(&args).await.1).unwrap();
+    assert_eq!(told, json!({"keyspace": "places", "shards": 3, "replicas": 3}));
+    let places = client.keyspace("places").await.unwrap();
+    for key in ["a", "fz", "g", "o", "p", "q"] {
+        places.put(key, key.to_uppercase()).await.unwrap();
+    }
+    let keys = async |from: &str, reverse: bool| {
+        let scan = places.scan(from..);
+        let (mut rows, mut keys) = (if reverse { scan.reverse().rows() } else { scan.rows() }, String::new());
+        while let Some(row) = rows.next().await.unwrap() {
+            keys += std::str::from_utf8(&row.key).unwrap();
+        }
+        keys
+    };
+    assert_eq!((keys("", false).await, keys("b", true).await), ("afzgopq".into(), "qpogfz".into()));
+    assert_eq!(run(&["keyspace", "create", "wrong", "--split", "p,g"]).await.0, 2, "not in order");
+    assert_eq!(run(&["keyspace", "create", "wrong", "--split", "g", "--shards", "4"]).await.0, 2, "both");
     let unknown = client.drop_keyspace("users").await.unwrap_err();
     assert_eq!(unknown.code(), Some(RefusalCode::NotFound));
     let stays = client.drop_keyspace("default").await.unwrap_err();

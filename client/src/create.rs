@@ -38,6 +38,7 @@ pub struct NewKeyspace {
 enum Cut {
     Hash(u32),
     Ranges(Shards),
+    At(Vec<Vec<u8>>),
 }
 
 impl NewKeyspace {
@@ -71,6 +72,21 @@ impl NewKeyspace {
         self
     }
 
+    /// Cuts it by ranges of keys: one shard before the first of these keys, one from each of them on. The rows of a range
+    /// then lie in one shard, or in a few that follow on each other, so that a scan asks fewer shards than where keys are hashed;
+    /// but keys that are near each other are written to the same shard.
+    ///
+    /// ```no_run
+    /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {
+    /// let log = client.create_keyspace("log").split_at(["2026-04", "2026-07", "2026-10"]).await?; // four shards
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn split_at<K: AsRef<[u8]>>(mut self, keys: impl IntoIterator<Item = K>) -> Self {
+        self.cut = Cut::At(keys.into_iter().map(|key| key.as_ref().to_vec()).collect());
+        self
+    }
+
     /// Copies of each shard, 1 to 9; 3 unless said otherwise. Where there are fewer nodes there are fewer copies, until
     /// more nodes come.
     ///
@@ -92,6 +108,7 @@ impl NewKeyspace {
                 return Err(Error::refused(RefusalCode::Malformed, text));
             }
             Cut::Hash(count) => Part::hash_split(*count),
+            Cut::At(keys) => parts_at(keys)?,
             Cut::Ranges(shards) => shards.parts().into_iter().map(|(part, _)| part).collect(),
         };
         let shards = parts.into_iter().map(|part| NewShard { part, pinned: vec![] }).collect();
@@ -99,6 +116,22 @@ impl NewKeyspace {
         self.client.admin(&wish).await?;
         self.client.keyspace(&self.name).await
     }
+}
+
+/// Ranges that begin at these keys, and one before the first.
+fn parts_at(keys: &[Vec<u8>]) -> Result<Vec<Part>, Error> {
+    if keys.len() >= MAP_SHARDS_MAX {
+        let text = format!("{} shards are wanted; 1 to {MAP_SHARDS_MAX} can be", keys.len() + 1);
+        return Err(Error::refused(RefusalCode::Malformed, text));
+    }
+    let follows = |pair: &[Vec<u8>]| pair[0] < pair[1];
+    if keys.first().is_some_and(Vec::is_empty) || !keys.windows(2).all(follows) {
+        let text = "keys to split at must not be empty, and each must be greater than the one before";
+        return Err(Error::refused(RefusalCode::Malformed, text));
+    }
+    let starts = std::iter::once(Vec::new()).chain(keys.iter().cloned());
+    let ends = keys.iter().cloned().map(Some).chain([None]);
+    Ok(starts.zip(ends).map(|(start, end)| Part::Range { start, end }).collect())
 }
 
 impl IntoFuture for NewKeyspace {

@@ -13,9 +13,14 @@ pub async fn run(global: &Global, args: Keyspaces) -> Result<Ending, Trouble> {
     let client = connect_to_cluster(global).await?;
     match args {
         Keyspaces::Create(args) => {
-            client.create_keyspace(&args.name).shards(args.shards).replicas(args.replicas).await?;
-            let told = json!({ "keyspace": args.name, "shards": args.shards, "replicas": args.replicas });
-            say(global.output, &format!("keyspace {} has {} shards", args.name, args.shards), &told)
+            let new = client.create_keyspace(&args.name).replicas(args.replicas);
+            let (new, shards) = match &args.split[..] {
+                [] => (new.shards(args.shards), args.shards as usize),
+                keys => (new.split_at(keys), keys.len() + 1),
+            };
+            new.await?;
+            let told = json!({ "keyspace": args.name, "shards": shards, "replicas": args.replicas });
+            say(global.output, &format!("keyspace {} has {shards} shards", args.name), &told)
         }
         Keyspaces::Drop(args) => {
             client.drop_keyspace(&args.name).await?;
