@@ -9,7 +9,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use shkv_proto::codec;
 use shkv_proto::limits::{PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
 use shkv_proto::map::{Part, ShardInfo};
-use shkv_proto::merge::{Merge, Row, rows_of_page, share};
+use shkv_proto::merge::{self, Merge, Row, share};
 use shkv_proto::message::{Consistency, CountDone, Failure, RowHead, Scan, ScanDone};
 use shkv_proto::{Frame, Header, Kind, ShardId};
 use std::sync::Arc;
@@ -146,9 +146,8 @@ async fn feed(
             let (at, answer) = fetched.map_err(|error| busy(error.to_string()))?;
             let answer = answer?;
             let garbled = |error: codec::CodecError| busy(format!("a page that cannot be read: {error}"));
-            let mut page: ScanDone = codec::decode(&answer.head).map_err(garbled)?;
-            let rows = rows_of_page(&mut page, answer.tail).map_err(garbled)?;
-            merge.feed(at, rows, page.next.is_none());
+            let page = merge::Page::decode(&answer.head, answer.tail).map_err(garbled)?;
+            merge.feed(at, page.rows, page.next.is_none());
             if let Some(next) = page.next {
                 rests[at] = rests[at].resumed(next);
             }
@@ -223,13 +222,13 @@ impl Page {
         self.bytes += row.key.len() + row.value.len();
         self.tail.put_slice(&row.value);
         let value_bytes = row.value.len() as u32;
-        self.rows.push(RowHead { key: row.key.into(), version: row.version, value_bytes });
+        self.rows.push(RowHead { key: row.key, version: row.version, value_bytes });
     }
 
     /// A page behind which there may be more: the next begins right behind its last key.
     fn end(self, reverse: bool) -> (ScanDone, Bytes) {
         let next = self.rows.last().map(|row| {
-            let mut bound = row.key.clone();
+            let mut bound = row.key.to_vec();
             if !reverse {
                 bound.push(0);
             }

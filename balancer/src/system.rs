@@ -8,9 +8,9 @@ use crate::forward::{self, Request, Way};
 use crate::map_rows::{self, CONTROLLER, LEASE, MapRow, ROWS_MAX, RowsError, State};
 use shkv_proto::codec::{self, CodecError};
 use shkv_proto::link::{self, CallError};
-use shkv_proto::merge::rows_of_page;
+use shkv_proto::merge::{Page, Row};
 use shkv_proto::message::{
-    Batch, BatchDone, BatchOp, Condition, Consistency, Controller, CreateReplica, Failure, Get, GetDone, Scan, ScanDone,
+    Batch, BatchDone, BatchOp, Condition, Consistency, Controller, CreateReplica, Failure, Get, GetDone, Scan,
 };
 use shkv_proto::retry::{self, Step};
 use shkv_proto::{Frame, Header, KeyspaceId, Kind, Map, NodeId, ShardId};
@@ -89,17 +89,13 @@ async fn read_once(cluster: &Arc<Cluster>) -> Result<Option<Vec<MapRow>>, System
     let mut revision = None;
     loop {
         let answer = ask(cluster, Kind::Scan, codec::encode(&scan)?, vec![]).await?;
-        let mut page: ScanDone = codec::decode(&answer.head)?;
+        let page = Page::decode(&answer.head, answer.tail)?;
         if revision.is_some_and(|revision| revision != page.revision) {
             return Ok(None);
         }
         revision = Some(page.revision);
-        let row = |row: shkv_proto::merge::Row| MapRow {
-            key: row.key.to_vec(),
-            version: row.version,
-            value: row.value.to_vec(),
-        };
-        rows.extend(rows_of_page(&mut page, answer.tail)?.into_iter().map(row));
+        let row = |row: Row| MapRow { key: row.key.to_vec(), version: row.version, value: row.value.to_vec() };
+        rows.extend(page.rows.into_iter().map(row));
         if rows.len() > ROWS_MAX {
             return Err(SystemError::TooManyRows);
         }

@@ -10,7 +10,7 @@ use crate::token::Consistency;
 use crate::view::{Peer, View};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use shkv_proto::codec;
+use shkv_proto::codec::{self, CodecError};
 use shkv_proto::frame::{Frame, Header, Kind};
 use shkv_proto::ids::{Epoch, KeyspaceId, NodeId, ShardId};
 use shkv_proto::link::{CallError, Link, LinkError, done_or_failure};
@@ -86,7 +86,22 @@ impl Span {
 pub(crate) async fn ask<T, E>(inner: &Arc<Inner>, request: &Request<'_, E>, span: Span) -> Result<Answered<T>, Error>
 where
     T: DeserializeOwned,
-    E: Fn(message::Consistency, Option<WriteId>) -> Result<Vec<u8>, codec::CodecError>,
+    E: Fn(message::Consistency, Option<WriteId>) -> Result<Vec<u8>, CodecError>,
+{
+    let read = |answer: Frame| Ok((codec::decode(&answer.head)?, answer.tail));
+    let ((head, tail), shard) = ask_as(inner, request, span, read).await?;
+    Ok(Answered { head, tail, shard })
+}
+
+/// Like [`ask`], for an answer that `read` takes apart. Returns it with the shard that it is of.
+pub(crate) async fn ask_as<A, E>(
+    inner: &Arc<Inner>,
+    request: &Request<'_, E>,
+    span: Span,
+    read: impl Fn(Frame) -> Result<A, CodecError>,
+) -> Result<(A, ShardId), Error>
+where
+    E: Fn(message::Consistency, Option<WriteId>) -> Result<Vec<u8>, CodecError>,
 {
     let Span { began, deadline } = span;
     let mut now = began; // looked at once for each attempt: that costs as much as a lock
@@ -110,18 +125,17 @@ where
             Way::Home(link) => (link, 0),
         };
         let result = attempt(link, frame, now, try_until(deadline, now)).await.and_then(|answer| {
-            let head = codec::decode(&answer.head)
-                .map_err(|error| Failure::unknown(format!("an answer that cannot be read: {error}")))?;
-            Ok(Answered { head, tail: answer.tail, shard })
+            let read = read(answer);
+            Ok(read.map_err(|error| Failure::unknown(format!("an answer that cannot be read: {error}")))?)
         });
         let error = match result {
-            Ok(answered) => {
+            Ok(answer) => {
                 if let (Way::Node(peer), message::Consistency::Linearizable) = (&way, consistency)
                     && view.routes.leader(shard) != Some(peer.node)
                 {
                     view.routes.note_leader(shard, peer.node);
                 }
-                return Ok(answered);
+                return Ok((answer, shard));
             }
             Err(error) => error,
         };

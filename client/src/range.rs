@@ -68,15 +68,14 @@ impl KeyRange {
         self.end.as_ref().is_some_and(|end| *end <= self.start)
     }
 
-    /// What is left of it behind `key`, in the direction of the scan.
-    pub(crate) fn behind(&self, key: &[u8], reverse: bool) -> Self {
-        let mut rest = self.clone();
-        if reverse {
-            rest.end = Some(key.to_vec());
-        } else {
-            rest.start = successor(key);
+    /// Leaves of it what is behind `key`, in the direction of the scan.
+    pub(crate) fn pass(&mut self, key: &[u8], reverse: bool) {
+        let bound = if reverse { self.end.get_or_insert_default() } else { &mut self.start };
+        bound.clear();
+        bound.extend_from_slice(key);
+        if !reverse {
+            bound.push(0);
         }
-        rest
     }
 }
 
@@ -143,7 +142,12 @@ mod tests {
     #[test]
     fn what_is_behind_a_key_leaves_it_out_both_ways() {
         let range = KeyRange::from("a".."z");
-        assert_eq!(range.behind(b"m", false), KeyRange::from(&b"m\0"[..]..&b"z"[..]));
-        assert_eq!(range.behind(b"m", true), KeyRange::from("a".."m"));
+        let behind = |reverse| {
+            let mut rest = range.clone();
+            rest.pass(b"m", reverse);
+            rest
+        };
+        assert_eq!(behind(false), KeyRange::from(&b"m\0"[..]..&b"z"[..]));
+        assert_eq!(behind(true), KeyRange::from("a".."m"));
     }
 }

@@ -4,7 +4,7 @@
 //! most one page is held and one more fetched ahead, so that memory is bounded by twice the page size for each shard,
 //! however long the scan is. Of a scan with a limit each shard is asked for its likely share.
 
-use crate::call::{Aim, Answered, Request, Span, ask};
+use crate::call::{Aim, Request, Span, ask_as};
 use crate::error::Error;
 use crate::inner::Inner;
 use crate::keyspace::Keyspace;
@@ -12,12 +12,12 @@ use crate::range::KeyRange;
 use crate::token::Consistency;
 use bytes::Bytes;
 use shkv_proto::codec;
-use shkv_proto::frame::Kind;
+use shkv_proto::frame::{Frame, Kind};
 use shkv_proto::ids::{KeyspaceId, ShardId};
 use shkv_proto::limits::{PAGE_BYTES_DEFAULT, PAGE_ROWS_MAX};
 use shkv_proto::map::{Part, ShardInfo};
-use shkv_proto::merge::{Merge, Row, rows_of_page, share};
-use shkv_proto::message::{self, RefusalCode, ScanDone};
+use shkv_proto::merge::{Merge, Page, Row, share};
+use shkv_proto::message::{self, RefusalCode};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -219,12 +219,6 @@ struct Source {
     page: Option<Page>,
 }
 
-#[derive(Debug)]
-struct Page {
-    rows: Vec<Row>,
-    next: Option<Vec<u8>>,
-}
-
 impl Rows {
     /// The next row; `None` at the end of the range or at the limit.
     ///
@@ -253,7 +247,7 @@ impl Rows {
             let State::Running { head, merge, sources } = &mut self.state else { return Ok(None) };
             if let Some(row) = merge.pop() {
                 self.left -= 1;
-                self.rest = self.rest.behind(&row.key, self.scan.reverse);
+                self.rest.pass(&row.key, self.scan.reverse);
                 return Ok(Some(row));
             }
             let hungry: Vec<usize> = merge.hungry().collect();
@@ -432,14 +426,14 @@ async fn fetch(
         head: |consistency, _| codec::encode(&message::Scan { consistency, ..scan.clone() }),
         tail: Bytes::new(),
     };
-    let Answered { head: mut page, tail, .. }: Answered<ScanDone> = ask(&inner, &request, Span::of(within)).await?;
+    let read = |answer: Frame| Page::decode(&answer.head, answer.tail);
+    let (page, _) = ask_as(&inner, &request, Span::of(within), read).await?;
     inner.saw(shard, page.revision);
-    let rows = rows_of_page(&mut page, tail).map_err(|error| Error::unavailable(error.to_string()))?;
     let gets_on = page.next.as_ref().is_none_or(|next| {
         if scan.reverse { scan.end.as_ref().is_none_or(|end| next < end) } else { *next > scan.start }
     });
     if !gets_on {
         return Err(Error::unavailable("a shard's scan does not get on")); // or the scan would never end
     }
-    Ok(Page { rows, next: page.next })
+    Ok(page)
 }

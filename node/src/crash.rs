@@ -546,8 +546,9 @@ fn recover(disk: &Recorder, promises: &Promises, goes_on: bool) -> Result<(), St
         }
         let mut range = rows.range((Bound::Unbounded, Bound::Unbounded), false).map_err(|error| error.to_string())?;
         let mut found = BTreeMap::new();
-        while let Some(row) = range.next(false).map_err(|error| error.to_string())? {
-            found.insert(row.key.to_vec(), row.value.to_vec());
+        while let Some(row) = range.next().map_err(|error| error.to_string())? {
+            let (_, value) = row.split().map_err(|error| error.to_string())?;
+            found.insert(row.key().to_vec(), value.to_vec());
         }
         if found != rows_at(number, applied) {
             return fail(format!("its {} rows are not those of entry {applied}", found.len()));

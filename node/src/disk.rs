@@ -71,12 +71,16 @@ pub trait DiskFile: Send + Sync {
     fn resize(&self, bytes: u64) -> io::Result<()>;
 }
 
+/// Bytes of what nobody waits for that are written before the disk is waited for, so that the log's next write never finds
+/// it with much to do: about what it takes in a millisecond or two.
+pub const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
+
 pub use real::{RealDisk, sync_folder};
 
 mod real {
     #![expect(clippy::disallowed_methods, reason = "a shell: this is the door to the file system")]
 
-    use super::{Disk, DiskFile};
+    use super::{Disk, DiskFile, UNSYNCED_BYTES_MAX};
     use std::fs::{File, OpenOptions};
     use std::io;
     use std::os::unix::fs::FileExt;
@@ -110,6 +114,9 @@ mod real {
                     let piece = (bytes - offset).min(ZEROES.len() as u64) as usize;
                     file.write_all_at(&ZEROES[..piece], offset)?;
                     offset += piece as u64;
+                    if offset.is_multiple_of(UNSYNCED_BYTES_MAX) {
+                        DiskFile::sync(&file)?;
+                    }
                 }
                 file.sync_all()?;
                 sync_folder(&self.0)

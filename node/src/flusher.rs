@@ -26,6 +26,9 @@ const NO_SPACE_RETRY: Duration = Duration::from_millis(500);
 /// Bytes of staged rows after which they are made durable: redb keeps what is not in mind.
 const LAZY_BYTES_MAX: u64 = 64 << 20;
 
+/// How much the thread steps back for others on the same processors. On Linux a thread has a niceness of its own.
+const NICE: i32 = 19;
+
 /// Where the answer of a job goes.
 pub type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -91,7 +94,11 @@ impl Flusher {
             tokio::spawn(work.run_in_turns(receiver, woken.clone(), host));
             return Ok(Self { jobs: Mutex::new(Some(sender)), thread: Mutex::new(None), woken });
         }
-        let run = move || while receiver.recv().is_ok_and(|job| work.goes_on_after(job)) {};
+        let run = move || {
+            // Whoever waits for an answer goes first. It is tried only: without it a flush is in the way, but not wrong.
+            let _ = rustix::process::setpriority_process(None, NICE);
+            while receiver.recv().is_ok_and(|job| work.goes_on_after(job)) {}
+        };
         let thread = std::thread::Builder::new().name("flusher".into()).spawn(run)?;
         Ok(Self {
             jobs: Mutex::new(Some(sender)),

@@ -49,7 +49,7 @@ pub trait Ground: Send + Sync {
     fn log(&self) -> io::Result<Arc<dyn Disk>>;
 
     /// Where the rows are.
-    fn rows(&self) -> Rows;
+    fn rows(&self) -> Arc<dyn Disk>;
 
     /// Makes the names of what was made in it durable.
     ///
@@ -59,14 +59,6 @@ pub trait Ground: Send + Sync {
 
     /// How much is free. A file system that does not say counts as empty.
     fn free_bytes(&self) -> u64;
-}
-
-/// Where the rows are.
-pub enum Rows {
-    /// In a folder of the system.
-    Folder(RealDisk),
-    /// In something that stands in for one.
-    StandIn(Arc<dyn Disk>),
 }
 
 /// A directory of the system.
@@ -124,8 +116,8 @@ impl Ground for Folder {
         Ok(Arc::new(RealDisk(folder)))
     }
 
-    fn rows(&self) -> Rows {
-        Rows::Folder(RealDisk(self.0.clone()))
+    fn rows(&self) -> Arc<dyn Disk> {
+        Arc::new(RealDisk(self.0.clone()))
     }
 
     fn sync_names(&self) -> io::Result<()> {

@@ -122,8 +122,8 @@ impl Inspector {
             let view = cell.view.read();
             (view.begin_page(&everything, limits), view.applied.index, view.revision)
         };
-        let rows = page.read(&everything, limits).ok()?.rows;
-        let rows = rows.into_iter().map(|row| (row.key.to_vec(), row.version, row.value.to_vec())).collect();
+        let page = page.read(&everything, limits).ok()?;
+        let rows = page.iter().map(|(key, version, value)| (key.to_vec(), version, value.to_vec())).collect();
         Some(RowsLook { applied, revision, rows })
     }
 }

@@ -81,6 +81,13 @@ fn hash_of(key: &[u8]) -> u32 {
     xxh3_64_with_seed(key, *SEED) as u32
 }
 
+/// Looks at values: first where all of them are, then at both ends of each.
+fn warm_values<'a>(values: impl Iterator<Item = &'a Bytes>) {
+    let values: SmallVec<[&[u8]; WARMED]> = values.map(|value| &value[..]).collect();
+    let ends = values.iter().map(|value| value.first().copied().unwrap_or(0) ^ value.last().copied().unwrap_or(0));
+    std::hint::black_box(ends.fold(0, |all, end| all ^ end));
+}
+
 fn spread(hash: u32) -> u64 {
     u64::from(hash) << 32 | u64::from(hash)
 }
@@ -126,9 +133,7 @@ impl Table {
             (key, Slot::Live { value, .. }) if !key.is_empty() => Some(value),
             _ => None,
         };
-        let values: SmallVec<[&Bytes; WARMED]> = places.iter().filter_map(values).collect();
-        let ends = values.iter().map(|value| value.first().copied().unwrap_or(0) ^ value.last().copied().unwrap_or(0));
-        std::hint::black_box(ends.fold(0, |all, end| all ^ end));
+        warm_values(places.iter().filter_map(values));
     }
 
     /// Writes a row. `share` gives the value as a part of what brought it.
@@ -240,6 +245,20 @@ pub struct Sorted<'a> {
 }
 
 impl Sorted<'_> {
+    /// Looks at the first rows of a range that are about to be read, side by side, as [`Table::warm`] does.
+    pub fn warm(&self, range: KeyRange<'_>, reverse: bool, count: usize) {
+        let all = self.range(range);
+        let first: SmallVec<[&Slot; 2 * WARMED]> = if reverse {
+            all.rev().take(count).map(|(_, slot)| slot).collect()
+        } else {
+            all.take(count).map(|(_, slot)| slot).collect()
+        };
+        warm_values(first.iter().filter_map(|slot| match slot {
+            Slot::Live { value, .. } => Some(value),
+            Slot::Dead => None,
+        }));
+    }
+
     /// The rows of a range, from both ends.
     pub fn range(&self, (start, end): KeyRange<'_>) -> impl DoubleEndedIterator<Item = &(Key, Slot)> {
         let first_not =

@@ -1,7 +1,6 @@
 //! A shard's rows on their own, for the benchmarks of the parts: nothing here is for anybody else.
 
 use crate::disk::RealDisk;
-use crate::ground::Rows;
 use crate::log::Mark;
 use crate::machine::{self, Group, Ledger, Place, WriteKind};
 use crate::memtable::Table;
@@ -31,7 +30,7 @@ impl ShardRows {
     /// # Errors
     /// When the file cannot be made.
     pub fn new(folder: &Path, cache_bytes: usize) -> Result<Self, Box<dyn Error>> {
-        let (store, _) = Store::open(&Rows::Folder(RealDisk(folder.to_owned())), cache_bytes)?;
+        let (store, _) = Store::open(&RealDisk(folder.to_owned()), cache_bytes)?;
         store.create_replica(SHARD, &meta(0))?;
         let base = store.base(SHARD)?;
         let (active, ledger) = (Table::default(), Ledger::default());
@@ -98,7 +97,7 @@ impl ShardRows {
             consistency: Consistency::Linearizable,
         };
         let limits = PageLimits { rows: rows as usize, bytes: usize::MAX };
-        Ok(self.view.begin_page(&scan, limits).read(&scan, limits)?.rows.len())
+        Ok(self.view.page(&scan, limits)?.rows.len())
     }
 }
 

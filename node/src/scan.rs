@@ -5,8 +5,8 @@ use crate::cell::{Cell, read_failed};
 use crate::reply::Reply;
 use crate::session::{deadline_of, fresh, head_of, may_answer};
 use crate::shared::Shared;
-use crate::table::{Page, PageLimits};
-use bytes::BytesMut;
+use crate::table::{Page, PageLimits, PageRow};
+use bytes::Bytes;
 use shkv_proto::limits::{COUNT_ROWS_MAX, KEY_BYTES_MAX, PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
 use shkv_proto::message::{Consistency, CountDone, Failure, RefusalCode, RowHead, Scan, ScanDone};
 use shkv_proto::{Frame, ShardId};
@@ -33,15 +33,13 @@ pub async fn scan(shared: Arc<Shared>, frame: Frame, reply: Reply) {
     };
     match page(&shared, frame.header.shard, scan, limits, deadline).await {
         Ok(page) => {
-            let bytes = page.rows.iter().map(|row| row.value.len()).sum();
-            let mut rows = Vec::with_capacity(page.rows.len());
-            let mut tail = BytesMut::with_capacity(bytes);
-            for row in page.rows {
-                tail.extend_from_slice(&row.value);
-                let value_bytes = row.value.len() as u32;
-                rows.push(RowHead { key: row.key.into(), version: row.version, value_bytes });
-            }
-            reply.done_with(&ScanDone { rows, next: page.next, revision: page.revision }, tail.freeze());
+            let mut keys = Bytes::from(page.keys);
+            let head = |PageRow { key_bytes, version, value_bytes }| {
+                let key = keys.split_to(key_bytes as usize);
+                RowHead { key, version, value_bytes }
+            };
+            let rows = page.rows.into_iter().map(head).collect();
+            reply.done_with(&ScanDone { rows, next: page.next, revision: page.revision }, page.values.into());
         }
         Err(failure) => reply.failed(&failure),
     }
@@ -110,20 +108,13 @@ async fn page(
 
 async fn read(cell: Arc<Cell>, scan: Arc<Scan>, limits: PageLimits) -> Result<Page, Failure> {
     let is_small = limits.rows <= INLINE_MAX.rows && limits.bytes <= INLINE_MAX.bytes;
-    let here = is_small && cell.is_in_order();
-    let work = {
-        let cell = cell.clone();
-        move || {
-            let page = cell.view.read().begin_page(&scan, limits);
-            page.read(&scan, limits)
-        }
-    };
-    if here {
-        return work().map_err(|error| read_failed(&error));
+    if is_small && cell.is_in_order() {
+        return cell.view.read().page(&scan, limits).map_err(|error| read_failed(&error));
     }
     let ordered = move || {
         cell.put_in_order();
-        work()
+        let page = cell.view.read().begin_page(&scan, limits);
+        page.read(&scan, limits)
     };
     match shkv_proto::world::blocking(ordered).await {
         Ok(Ok(page)) => Ok(page),

@@ -256,7 +256,7 @@ fn open(
     let at = |what: &'static str| move |error| StartError::Data { data: data.clone(), what, error };
     let disk = ground.log().map_err(at("cannot be written to"))?;
     let (store, replicas) =
-        Store::open(&ground.rows(), tuning.cache_bytes).map_err(|error| store_error(error.to_string()))?;
+        Store::open(&*ground.rows(), tuning.cache_bytes).map_err(|error| store_error(error.to_string()))?;
     // The names of what was just made are durable before anything in them is acknowledged.
     ground.sync_names().map_err(at("cannot be synced"))?;
     let (log, mut recovered) = Log::open(disk, identity.id(), tuning.log_segment_bytes).map_err(log_error)?;

@@ -22,6 +22,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+/// Bytes of recent entries that a node keeps in memory for followers that are behind, beside those not yet durable or applied.
+/// Older ones are read from the log.
+const RECENT_BYTES_MAX: usize = 32 << 20;
+
 /// The claims on shards' replicas, by shard, and the number of the last claim.
 #[derive(Debug, Default)]
 pub struct Claims {
@@ -135,6 +139,11 @@ impl Shared {
     /// The share of the budget for rows in memory that one owner has.
     pub fn table_bytes_per_owner(&self) -> usize {
         self.tuning.table_bytes / self.owners.len()
+    }
+
+    /// The share of [`RECENT_BYTES_MAX`] that one owner has.
+    pub fn recent_bytes_per_owner(&self) -> usize {
+        RECENT_BYTES_MAX / self.owners.len()
     }
 
     /// Sends an owner a letter, waiting while its mailbox is full.

@@ -13,7 +13,9 @@ use crate::store::{Base, ReplicaMeta, is_row};
 use bytes::{Bytes, BytesMut};
 use shkv_proto::codec;
 use shkv_proto::limits::{KEY_BYTES_MAX, SNAPSHOT_CHUNK_BYTES};
-use shkv_proto::message::{Failure, RaftMessage, RefusalCode, Role, SnapshotBegin, SnapshotChunk, SnapshotEnd};
+use shkv_proto::message::{
+    Failure, RaftMessage, RefusalCode, Role, SnapshotBegin, SnapshotChunk, SnapshotEnd, Welcome,
+};
 use shkv_proto::session::{self, Session, failure_of};
 use shkv_proto::{Frame, Header, Kind, NodeId, ShardId};
 use std::ops::Bound;
@@ -25,7 +27,7 @@ use tokio::io::AsyncWriteExt;
 /// ever answers it, and until it is given up the follower gets no other snapshot.
 const STEP_TIME_MAX: Duration = Duration::from_secs(15);
 
-/// Sends a snapshot. Each chunk is answered before the next is read, so that no more than one is in memory.
+/// Sends a snapshot. While the other side takes a chunk in the next is read and sent, so that no more than two are in memory.
 ///
 /// # Errors
 /// Why it did not get there.
@@ -38,21 +40,22 @@ pub async fn send(
     base: Base,
 ) -> Result<(), String> {
     let shard = message.shard;
-    let mut session = session::connect(addr, &shared.peers.hello()).await.map_err(|error| error.to_string())?;
+    let session = session::connect(addr, &shared.peers.hello()).await.map_err(|error| error.to_string())?;
     if session.peer.role != Role::Node(node) {
         return Err(format!("{:?} answers at {addr}", session.peer.role));
     }
+    let mut stream = Stream { session, shard, unanswered: 0 };
     let begin =
         SnapshotBegin { message, revision: meta.revision, keyspace: meta.keyspace, part: meta.part, homes: meta.homes };
-    step(&mut session, Kind::SnapshotBegin, shard, &begin, Bytes::new()).await?;
+    stream.put(Kind::SnapshotBegin, &begin, Bytes::new()).await?;
+    stream.answered_to(0).await?;
     let mut rows = 0;
     // What the shard remembers beside its rows goes first, in pieces under the empty key, which no row has.
     let mut ledger = base.ledger().clone();
     while !ledger.is_empty() {
         let piece = ledger.split_to(ledger.len().min(SNAPSHOT_CHUNK_BYTES));
         rows += 1;
-        step(&mut session, Kind::SnapshotChunk, shard, &SnapshotChunk { rows: vec![(0, piece.len() as u32)] }, piece)
-            .await?;
+        stream.chunk(vec![(0, piece.len() as u32)], piece).await?;
     }
     let everything = (Bound::Unbounded, Bound::Unbounded);
     let mut range = base.range(everything, false).map_err(|error| error.to_string())?;
@@ -69,37 +72,66 @@ pub async fn send(
             break;
         }
         rows += lengths.len() as u64;
-        step(&mut session, Kind::SnapshotChunk, shard, &SnapshotChunk { rows: lengths }, bytes.freeze()).await?;
+        stream.chunk(lengths, bytes.freeze()).await?;
     }
-    step(&mut session, Kind::SnapshotEnd, shard, &SnapshotEnd { rows }, Bytes::new()).await
+    stream.answered_to(0).await?;
+    stream.put(Kind::SnapshotEnd, &SnapshotEnd { rows }, Bytes::new()).await?;
+    stream.answered_to(0).await
 }
 
-async fn step<T: serde::Serialize>(
-    session: &mut Session<shkv_proto::message::Welcome>,
-    kind: Kind,
+/// A snapshot on its way out.
+struct Stream {
+    session: Session<Welcome>,
     shard: ShardId,
-    head: &T,
-    tail: Bytes,
-) -> Result<(), String> {
-    let head = codec::encode(head).map_err(|error| error.to_string())?;
-    let frame = Frame::new(Header { shard, ..Header::new(kind) }, head, tail);
-    let mut bytes = BytesMut::with_capacity(frame.wire_bytes());
-    frame.encode(&mut bytes);
-    let exchange = async {
-        session.writer.write_all(&bytes).await.map_err(|error| error.to_string())?;
-        session.reader.next_one().await.map_err(|error| error.to_string())
-    };
-    let answer = tokio::time::timeout(STEP_TIME_MAX, exchange).await.map_err(|_| "it took too long".to_owned())??;
-    match answer.header.kind {
-        Kind::Done => Ok(()),
-        _ => Err(failure_of(&answer).to_string()),
+    /// Frames that the other side has not answered.
+    unanswered: usize,
+}
+
+impl Stream {
+    /// Sends rows, and waits until those before them are taken in.
+    async fn chunk(&mut self, rows: Vec<(u32, u32)>, bytes: Bytes) -> Result<(), String> {
+        self.put(Kind::SnapshotChunk, &SnapshotChunk { rows }, bytes).await?;
+        self.answered_to(1).await
     }
+
+    async fn put<T: serde::Serialize>(&mut self, kind: Kind, head: &T, tail: Bytes) -> Result<(), String> {
+        let head = codec::encode(head).map_err(|error| error.to_string())?;
+        let frame = Frame::new(Header { shard: self.shard, ..Header::new(kind) }, head, tail);
+        let mut bytes = BytesMut::with_capacity(frame.wire_bytes());
+        frame.encode(&mut bytes);
+        self.unanswered += 1;
+        in_time(self.session.writer.write_all(&bytes)).await
+    }
+
+    /// Waits until no more than so many frames are not taken in.
+    async fn answered_to(&mut self, most: usize) -> Result<(), String> {
+        let mut answers = Vec::new();
+        while self.unanswered > most {
+            if !in_time(self.session.reader.next_batch(&mut answers)).await? {
+                return Err("the other side closed the connection".into());
+            }
+            for answer in answers.drain(..) {
+                if answer.header.kind != Kind::Done {
+                    return Err(failure_of(&answer).to_string());
+                }
+                self.unanswered = self.unanswered.checked_sub(1).ok_or("more answers than frames")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn in_time<T, E: std::fmt::Display>(step: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+    let ended = tokio::time::timeout(STEP_TIME_MAX, step).await.map_err(|_| "it took too long".to_owned())?;
+    ended.map_err(|error| error.to_string())
 }
 
 /// A snapshot that is coming in.
 pub struct Incoming {
     begin: SnapshotBegin,
     rows: u64,
+    /// The key of the last row that came.
+    last_key: Vec<u8>,
     /// What the shard remembers beside its rows, as far as it has come.
     ledger: BytesMut,
     claim: Claim,
@@ -155,7 +187,7 @@ pub async fn take(
             })?;
             let stream = claim.number();
             shared.flusher.ask(|answer| Job::StageBegin(shard, stream, answer)).await.map_err(busy)?;
-            *incoming = Some(Incoming { begin, rows: 0, ledger: BytesMut::new(), claim, from });
+            *incoming = Some(Incoming { begin, rows: 0, last_key: vec![], ledger: BytesMut::new(), claim, from });
             Ok(())
         }
         Kind::SnapshotChunk => {
@@ -175,6 +207,11 @@ pub async fn take(
                     if key.len() > KEY_BYTES_MAX || !is_row(&row) {
                         return Err(Failure::refusal(RefusalCode::Malformed, "a chunk holds what is no row"));
                     }
+                    if key[..] <= incoming.last_key[..] {
+                        return Err(Failure::refusal(RefusalCode::Malformed, "a snapshot's rows are not in order"));
+                    }
+                    incoming.last_key.clear();
+                    incoming.last_key.extend_from_slice(&key);
                     rows.push((key, row));
                 } else if incoming.ledger.len() + row.len() <= LEDGER_BYTES_MAX {
                     incoming.ledger.extend_from_slice(&row);
@@ -192,7 +229,7 @@ pub async fn take(
             }
         }
         _ => {
-            let Incoming { begin, rows, ledger, claim, from } = incoming.take().ok_or_else(out_of_turn)?;
+            let Incoming { begin, rows, ledger, claim, from, .. } = incoming.take().ok_or_else(out_of_turn)?;
             let end: SnapshotEnd = codec::decode(&frame.head).map_err(malformed)?;
             let SnapshotBegin { message, revision, keyspace, part, homes } = begin;
             let Some(state) = message.snapshot.clone().filter(|_| end.rows == rows) else {

@@ -4,8 +4,7 @@
 //! together with the applied index, the revision, the configuration and the ledger that belong to them. Only the rows of
 //! a snapshot that lie beside a shard's own become durable later, with whatever is written next: a crash voids them anyway.
 
-use crate::disk::{Disk, DiskFile};
-use crate::ground::Rows as Place;
+use crate::disk::{Disk, DiskFile, UNSYNCED_BYTES_MAX};
 use crate::log::Mark;
 use crate::machine::Ledger;
 use crate::memtable::{Slot, Table};
@@ -13,19 +12,19 @@ use crate::row_cache::{Budget, RowCache};
 use crate::table::Found;
 use bytes::{BufMut, Bytes, BytesMut};
 use redb::{
-    Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    AccessGuard, Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata,
     TableDefinition, TableHandle, WriteTransaction,
 };
 use serde::{Deserialize, Serialize};
 use shkv_proto::codec;
 use shkv_proto::map::Part;
-use shkv_proto::merge::Row;
 use shkv_proto::message::SnapshotHead;
 use shkv_proto::{KeyspaceId, NodeId, ReplicaId, ShardId};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
 const REPLICAS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("replicas");
@@ -39,6 +38,8 @@ const ROWS: &str = "rows.redb";
 const UNFINISHED: &str = "unfinished.redb";
 /// The part of the cache's bytes that is for single rows; the rest is for pages.
 const ROWS_PART: usize = 4;
+/// Rows that are put into redb between two looks whether others wait for the processor: some ten microseconds.
+const YIELD_EVERY_ROWS: u32 = 16;
 /// Bytes of a stored row before its value: flags, of which none is defined yet, and the version.
 const ROW_FIXED_BYTES: usize = 9;
 
@@ -112,34 +113,20 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`], also when another process has it open.
-    pub fn open(rows: &Place, cache_bytes: usize) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
+    pub fn open(disk: &dyn Disk, cache_bytes: usize) -> Result<(Self, BTreeMap<u32, ReplicaMeta>), StoreError> {
         let io = |error: io::Error| StoreError(error.to_string());
         let rows_bytes = cache_bytes / ROWS_PART;
         let cache_bytes = cache_bytes - rows_bytes;
-        let create = |name: &str| match rows {
-            Place::Folder(folder) => {
-                Builder::new().set_cache_size(cache_bytes).create(folder.0.join(name)).map_err(StoreError::of)
-            }
-            Place::StandIn(disk) => {
-                let is_there = disk.list().map_err(io)?.iter().any(|there| there == name);
-                let file = if is_there { disk.open(name) } else { disk.create(name, 0) };
-                database_in(file.map_err(io)?, cache_bytes)
-            }
-        };
-        let disk: &dyn Disk = match rows {
-            Place::Folder(folder) => folder,
-            Place::StandIn(disk) => &**disk,
-        };
         let names = disk.list().map_err(io)?;
         if !names.iter().any(|there| there == ROWS) {
             // A file that a crash left half made is no redb file. It gets its name when it is whole.
             if names.iter().any(|there| there == UNFINISHED) {
                 disk.remove(UNFINISHED).map_err(io)?;
             }
-            drop(create(UNFINISHED)?);
+            drop(database_in(disk.create(UNFINISHED, 0).map_err(io)?, cache_bytes)?);
             disk.rename(UNFINISHED, ROWS).map_err(io)?;
         }
-        Self::with(create(ROWS)?, rows_bytes)
+        Self::with(database_in(disk.open(ROWS).map_err(io)?, cache_bytes)?, rows_bytes)
     }
 
     /// Opens rows that are kept in a file of a [`Disk`], as tests do that let it fail.
@@ -251,9 +238,18 @@ impl Store {
     /// [`StoreError`]; it is then not known whether it was written, and the store must be opened anew.
     pub fn flush(&self, flushes: &[Flush]) -> Result<(), StoreError> {
         self.write(|txn| {
+            let mut turns = 0;
             for flush in flushes {
                 let mut table = txn.open_table(rows_named(&rows_name(flush.shard))).map_err(StoreError::of)?;
-                for (key, slot) in flush.table.sorted().range((Bound::Unbounded, Bound::Unbounded)) {
+                let last = table.last().map_err(StoreError::of)?.map(|(key, _)| key.value().to_vec());
+                let sorted = flush.table.sorted();
+                let mut rows = sorted
+                    .range((Bound::Unbounded, Bound::Unbounded))
+                    .inspect(|_| let_others_run_at_times(&mut turns))
+                    .peekable();
+                while let Some((key, slot)) =
+                    rows.next_if(|(key, _)| last.as_ref().is_some_and(|last| key[..] <= last[..]))
+                {
                     match slot {
                         Slot::Live { version, value } => {
                             let mut place = table
@@ -269,6 +265,20 @@ impl Store {
                         Slot::Dead => drop(table.remove(&key[..]).map_err(StoreError::of)?),
                     }
                 }
+                // What comes behind all rows fills its pages, where rows that are put in one by one leave them half empty.
+                let mut end = table.upper_bound_mut(Bound::<&[u8]>::Unbounded).map_err(StoreError::of)?;
+                let mut stored = Vec::new();
+                for (key, slot) in rows {
+                    if let Slot::Live { version, value } = slot {
+                        stored.clear();
+                        stored.push(0);
+                        stored.extend_from_slice(&version.to_le_bytes());
+                        stored.extend_from_slice(value);
+                        end.insert_before(&key[..], &stored[..]).map_err(|error| StoreError(error.to_string()))?;
+                    }
+                }
+                end.close().map_err(StoreError::of)?;
+                drop(table);
                 let ledger = flush.ledger.encode().map_err(|error| StoreError(error.to_string()))?;
                 put_ledger(txn, flush.shard, &ledger)?;
                 put_meta(txn, flush.shard, &flush.meta)?;
@@ -306,7 +316,7 @@ impl Store {
         })
     }
 
-    /// Adds rows of a snapshot: keys and stored rows in key order. What is not `durable` becomes so with the next write that
+    /// Adds rows of a snapshot: keys and stored rows, in key order, behind those that were added before. What is not `durable` becomes so with the next write that
     /// is.
     ///
     /// # Errors
@@ -314,13 +324,16 @@ impl Store {
     pub fn stage(&self, shard: ShardId, rows: &[(Bytes, Bytes)], durable: bool) -> Result<(), StoreError> {
         let work = |txn: &WriteTransaction| {
             let mut table = txn.open_table(rows_named(&staged_name(shard))).map_err(StoreError::of)?;
+            let mut end = table.upper_bound_mut(Bound::<&[u8]>::Unbounded).map_err(StoreError::of)?;
+            let mut turns = 0;
             for (key, row) in rows {
+                let_others_run_at_times(&mut turns);
                 if row.len() < ROW_FIXED_BYTES {
                     return Err(StoreError("a snapshot's row is shorter than its fixed part".into()));
                 }
-                table.insert(&key[..], &row[..]).map_err(StoreError::of)?;
+                end.insert_before(&key[..], &row[..]).map_err(|error| StoreError(error.to_string()))?;
             }
-            Ok(())
+            end.close().map_err(StoreError::of)
         };
         if durable { self.write(work) } else { self.write_lazily(work) }
     }
@@ -343,11 +356,15 @@ impl Store {
 fn database_in(file: Arc<dyn DiskFile>, cache_bytes: usize) -> Result<Database, StoreError> {
     let mut builder = Builder::new();
     builder.set_cache_size(cache_bytes);
-    builder.create_with_backend(InFile(file)).map_err(StoreError::of)
+    builder.create_with_backend(InFile { file, unsynced_bytes: AtomicU64::new(0) }).map_err(StoreError::of)
 }
 
-/// A file as redb wants it.
-struct InFile(Arc<dyn DiskFile>);
+/// A file as redb wants it, synced also between redb's own syncs, so that the disk never has much to do before it comes to the
+/// log's next write.
+struct InFile {
+    file: Arc<dyn DiskFile>,
+    unsynced_bytes: AtomicU64,
+}
 
 impl std::fmt::Debug for InFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -357,23 +374,44 @@ impl std::fmt::Debug for InFile {
 
 impl redb::StorageBackend for InFile {
     fn len(&self) -> io::Result<u64> {
-        self.0.bytes()
+        self.file.bytes()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(out, offset)
+        self.file.read_at(out, offset)
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.0.resize(bytes)
+        self.file.resize(bytes)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync()
+        self.unsynced_bytes.store(0, Ordering::Relaxed);
+        self.file.sync()
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_at(bytes, offset)
+        self.file.write_at(bytes, offset)?;
+        let_others_run();
+        let written = bytes.len() as u64;
+        if self.unsynced_bytes.fetch_add(written, Ordering::Relaxed) + written >= UNSYNCED_BYTES_MAX {
+            self.sync_data()?;
+        }
+        Ok(())
+    }
+}
+
+/// Lets other threads run that wait for a processor. What is written here is in a hurry to nobody, and the system would let it go
+/// on for milliseconds while the log's thread, that has just been told that its write is done, waits.
+fn let_others_run() {
+    std::thread::yield_now();
+}
+
+/// [`let_others_run`], once in so many turns.
+fn let_others_run_at_times(turns: &mut u32) {
+    *turns += 1;
+    if turns.is_multiple_of(YIELD_EVERY_ROWS) {
+        let_others_run();
     }
 }
 
@@ -458,18 +496,14 @@ pub struct BaseRange {
 }
 
 impl BaseRange {
-    /// The next row, without its value if `keys_only`.
+    /// The next row.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn next(&mut self, keys_only: bool) -> Result<Option<Row>, StoreError> {
+    pub fn next(&mut self) -> Result<Option<BaseRow>, StoreError> {
         let Some(rows) = &mut self.rows else { return Ok(None) };
         let item = if self.reverse { rows.next_back() } else { rows.next() };
-        let Some(item) = item else { return Ok(None) };
-        let (key, stored) = item.map_err(StoreError::of)?;
-        let (version, value) = split_row(stored.value())?;
-        let value = if keys_only { Bytes::new() } else { Bytes::copy_from_slice(value) };
-        Ok(Some(Row { key: Bytes::copy_from_slice(key.value()), version, value }))
+        item.map(|item| item.map(|(key, stored)| BaseRow { key, stored }).map_err(StoreError::of)).transpose()
     }
 
     /// Appends rows as they are stored to `out`, key and row one behind the other, until it holds `bytes_max`. Returns
@@ -488,6 +522,28 @@ impl BaseRange {
             lengths.push((key.value().len() as u32, stored.value().len() as u32));
         }
         Ok(lengths)
+    }
+}
+
+/// A flushed row.
+pub struct BaseRow {
+    key: AccessGuard<'static, &'static [u8]>,
+    stored: AccessGuard<'static, &'static [u8]>,
+}
+
+impl BaseRow {
+    /// Its key.
+    #[must_use]
+    pub fn key(&self) -> &[u8] {
+        self.key.value()
+    }
+
+    /// Its version and value.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn split(&self) -> Result<(u64, &[u8]), StoreError> {
+        split_row(self.stored.value())
     }
 }
 

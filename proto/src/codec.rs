@@ -6,7 +6,7 @@
 
 use crate::limits::HEAD_BYTES_MAX;
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Serialize, Serializer, de::DeserializeOwned};
 
 const CONFIG: Configuration<LittleEndian, Varint, Limit<HEAD_BYTES_MAX>> =
     bincode::config::standard().with_limit::<HEAD_BYTES_MAX>();
@@ -60,6 +60,14 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
     let mut out = Vec::with_capacity(64);
     encode_into(value, &mut out)?;
     Ok(out)
+}
+
+/// How a field of bytes is encoded at once: as [`Serialize`] has it, they are encoded one by one, to the same bytes.
+///
+/// # Errors
+/// The serializer's.
+pub fn as_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bytes(bytes)
 }
 
 /// Decodes a value that fills `bytes` to the end.

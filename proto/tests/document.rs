@@ -216,7 +216,7 @@ fn notation(kind: &str) -> String {
         return format!("option {}", notation(item));
     }
     match kind {
-        "Vec<u8>" | "&'a [u8]" => return "bytes".into(),
+        "Vec<u8>" | "Bytes" | "&'a [u8]" => return "bytes".into(),
         "String" => return "text".into(),
         "ClusterId" => return "u128".into(),
         "NodeId" | "ReplicaId" | "Epoch" => return "u64".into(),

@@ -92,7 +92,7 @@ fn rows() -> [Example; 9] {
         bytes_max: 0,
         consistency: Consistency::Linearizable,
     };
-    let row = |key: &[u8], version, value_bytes| RowHead { key: key.to_vec(), version, value_bytes };
+    let row = |key: &[u8], version, value_bytes| RowHead { key: key.to_vec().into(), version, value_bytes };
     let page = ScanDone { rows: vec![row(b"a", 5, 2), row(b"aa", 9, 1)], next: Some(b"aa\0".to_vec()), revision: 9 };
     [
         example("Get", routed(Kind::Get), &get, b"", |head| read::<Get<'_>>(head)),

@@ -13,10 +13,10 @@ use parking_lot::Mutex;
 use rand::RngExt;
 use shkv_proto::codec::{self, CodecError};
 use shkv_proto::map::Part;
-use shkv_proto::merge::{Row, rows_of_page};
+use shkv_proto::merge::{self, Row};
 use shkv_proto::message::{
     Admin, AdminDone, Batch, BatchDone, BatchOp, Condition, Consistency, Failure, Get, GetDone, NewShard, RefusalCode,
-    Scan, ScanDone, Write, WriteDone, WriteId,
+    Scan, Write, WriteDone, WriteId,
 };
 use shkv_proto::route::Routes;
 use shkv_proto::{Epoch, Frame, Header, KeyspaceId, Kind, ShardId};
@@ -412,9 +412,8 @@ impl Store {
                 Box::pin(scan::over_all(&self.cluster, whole, shards)).await?
             }
         };
-        let mut done: ScanDone = codec::decode(&answer.head).map_err(garbled)?;
-        let rows = rows_of_page(&mut done, answer.tail).map_err(garbled)?;
-        Ok(Page { rows, next: done.next })
+        let merge::Page { rows, next, .. } = merge::Page::decode(&answer.head, answer.tail).map_err(garbled)?;
+        Ok(Page { rows, next })
     }
 
     async fn carry(

@@ -622,12 +622,12 @@ fn page(shard: &Shard, scan: &Scan) -> (Vec<u8>, Bytes) {
     for (key, (version, value)) in rows {
         if heads.len() >= most || (scan.bytes_max > 0 && bytes >= scan.bytes_max as usize) {
             let last: &RowHead = heads.last().unwrap();
-            next = Some(if scan.reverse { last.key.clone() } else { [&last.key[..], &[0]].concat() });
+            next = Some(if scan.reverse { last.key.to_vec() } else { [&last.key[..], &[0]].concat() });
             break;
         }
         let value: &[u8] = if scan.keys_only { &[] } else { value };
         bytes += key.len() + value.len();
-        heads.push(RowHead { key: key.clone(), version: *version, value_bytes: value.len() as u32 });
+        heads.push(RowHead { key: key.clone().into(), version: *version, value_bytes: value.len() as u32 });
         tail.extend_from_slice(value);
     }
     (codec::encode(&ScanDone { rows: heads, next, revision: shard.revision }).unwrap(), tail.into())

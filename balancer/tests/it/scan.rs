@@ -4,7 +4,7 @@ use crate::fake::KEYSPACE;
 use crate::setup::{ask, put, setup};
 use shkv_balancer::Bootstrap;
 use shkv_proto::link::{Link, done_or_failure};
-use shkv_proto::merge::{Row, rows_of_page};
+use shkv_proto::merge::{Page, Row};
 use shkv_proto::message::{Consistency, CountDone, Failure, RefusalCode, Scan, ScanDone};
 use shkv_proto::{KeyspaceId, Kind, ShardId, codec};
 use std::collections::BTreeMap;
@@ -27,8 +27,8 @@ fn whole() -> Scan {
 async fn page(client: &Link, scan: &Scan) -> Result<(Vec<Row>, Option<Vec<u8>>), Failure> {
     let head = codec::encode(scan).unwrap();
     let answer = done_or_failure(ask(client, Kind::Scan, ShardId::UNROUTED, head, vec![]).await)?;
-    let mut done: ScanDone = codec::decode(&answer.head).unwrap();
-    Ok((rows_of_page(&mut done, answer.tail).unwrap(), done.next))
+    let page = Page::decode(&answer.head, answer.tail).unwrap();
+    Ok((page.rows, page.next))
 }
 
 /// All pages of a scan, each checked against the bounds that were asked for.

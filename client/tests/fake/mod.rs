@@ -287,13 +287,13 @@ impl Fake {
         for (key, version, value) in matching {
             if rows.len() >= rows_max || bytes >= scan.bytes_max as usize {
                 let last: &RowHead = rows.last().unwrap();
-                next = Some(if scan.reverse { last.key.clone() } else { key });
+                next = Some(if scan.reverse { last.key.to_vec() } else { key });
                 break;
             }
             let value = if scan.keys_only { Bytes::new() } else { value };
             bytes += key.len() + value.len();
             tail.extend_from_slice(&value);
-            rows.push(RowHead { key, version, value_bytes: value.len() as u32 });
+            rows.push(RowHead { key: key.into(), version, value_bytes: value.len() as u32 });
         }
         (encoded(&ScanDone { rows, next, revision: *self.revision.lock() }), tail.freeze())
     }

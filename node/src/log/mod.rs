@@ -422,7 +422,9 @@ impl Log {
                 (id, segment.file, segment.bytes)
             };
             let name = Self::segment_name(segment);
-            let spare_wanted = self.index.lock().spares.len() <= SPARES && bytes == self.segment_bytes;
+            // Half as many as are kept wait to be used again: until the next ones are given up that is about what it takes.
+            let spares_max = (retain_bytes / 2 / self.segment_bytes).max(SPARES as u64 + 1);
+            let spare_wanted = (self.index.lock().spares.len() as u64) < spares_max && bytes == self.segment_bytes;
             if spare_wanted {
                 let spare = format!("spare-{segment:x}");
                 self.disk.rename(&name, &spare).map_err(io_error("rename of a segment"))?;

@@ -44,7 +44,7 @@ impl Log {
                 ids.push(id);
             } else if name.starts_with("spare-") {
                 let file = disk.open(&name).map_err(io_error("open of a spare segment"))?;
-                if file.bytes().map_err(io_error("size of a spare segment"))? == segment_bytes && spares.is_empty() {
+                if file.bytes().map_err(io_error("size of a spare segment"))? == segment_bytes {
                     spares.push((name, file));
                 } else {
                     disk.remove(&name).map_err(io_error("removal of a spare segment"))?;

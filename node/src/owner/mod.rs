@@ -7,6 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "a shell: starts tasks that stream snapshots")]
 
 mod change;
+mod pace;
 pub mod reads;
 pub mod shard;
 
@@ -26,6 +27,7 @@ use crate::store::{Base, Flush, ReplicaMeta};
 use crate::table::View;
 use crate::{resolve, txn};
 use bytes::Bytes;
+use pace::Pace;
 use shkv_proto::message::{ChangeReplicas, Failure, RaftMessage, ReplicaStatus, TxnId};
 use shkv_proto::{NodeId, ReplicaId, ShardId};
 use std::collections::BTreeMap;
@@ -39,6 +41,8 @@ pub const MAILBOX: usize = 4096;
 const ROUND_MAX: usize = 512;
 /// How often a round is put off for letters that are about to come.
 const GATHER_TURNS_MAX: usize = 4;
+/// How long writes are held back before it is looked again whether there is room for their rows.
+const PACE: Duration = Duration::from_millis(2);
 /// How long a stopping node waits for a shard to be taken over by another.
 const HANDOVER_TIME_MAX: Duration = Duration::from_millis(1500);
 
@@ -116,6 +120,10 @@ pub struct Owner {
     /// Bytes of entries applied since the last flush began.
     applied_bytes: u64,
     flushing: bool,
+    /// How fast writes may come during a flush.
+    pace: Pace,
+    /// Whether writes are held back, to go on a little later.
+    paced: bool,
     /// Whether a snapshot is wanted that is newer than what redb holds.
     flush_wanted: bool,
     /// Frames of clients that had come when the last write was handed to the log.
@@ -143,6 +151,8 @@ impl Owner {
             sealed_bytes: 0,
             applied_bytes: 0,
             flushing: false,
+            pace: Pace::default(),
+            paced: false,
             flush_wanted: false,
             frames_seen: 0,
             proposed: None,
@@ -162,9 +172,10 @@ impl Owner {
         let mut mails = Vec::with_capacity(ROUND_MAX);
         let mut stopping: Option<Stopping> = None;
         loop {
-            tokio::select! { // both arms are cancel-safe: recv_many and tick take nothing when they lose
+            tokio::select! { // every arm is cancel-safe: recv_many and tick take nothing when they lose
                 biased;
                 _ = ticks.tick(), if !self.shards.is_empty() => self.tick(),
+                () = async { tokio::time::sleep(PACE).await }, if self.paced => self.let_go_on(),
                 count = mailbox.recv_many(&mut mails, ROUND_MAX) => {
                     if count == 0 {
                         return;
@@ -324,8 +335,13 @@ impl Owner {
     /// nobody waits, a write is synced here instead of on the log's thread, and `true` says that more can go on now.
     fn round(&mut self, may_sync: bool) -> bool {
         let now = self.shared.clock.now();
-        let throttled = self.memory_bytes() > self.shared.table_bytes_per_owner();
-        let mut round = Round { now, may_propose: !throttled && self.proposed.is_none(), ..Round::default() };
+        let has_room = self.has_room(now);
+        let mut round = Round {
+            now,
+            may_propose: has_room && self.proposed.is_none(),
+            recent_bytes_max: self.shared.recent_bytes_per_owner() / self.shards.len().max(1),
+            ..Round::default()
+        };
         for number in std::mem::take(&mut self.dirty) {
             let Some(shard) = self.shards.get_mut(&number) else { continue };
             shard.dirty = false;
@@ -339,7 +355,8 @@ impl Owner {
         }
         self.active_bytes = self.active_bytes.saturating_add_signed(round.table_growth);
         self.applied_bytes += round.applied_bytes;
-        if self.proposed.is_some() {
+        self.paced = !has_room && !round.held.is_empty();
+        if self.proposed.is_some() || self.paced {
             self.held.append(&mut round.held);
         }
         // Followers first: their way to their disks is longer than ours to this one, and nothing here waits for ours.
@@ -375,13 +392,29 @@ impl Owner {
     fn synced(&mut self, tickets: Vec<Ticket>) {
         if self.proposed.is_some_and(|proposed| tickets.contains(&proposed)) {
             self.proposed = None;
-            std::mem::take(&mut self.held).into_iter().for_each(|number| self.touch(number));
+            self.let_go_on();
         }
         for (number, output) in tickets {
             if let Some(shard) = self.shards.get_mut(&number) {
                 shard.persisted = shard.persisted.max(output);
             }
             self.touch(number);
+        }
+    }
+
+    /// Lets shards with writes that were held back propose them.
+    fn let_go_on(&mut self) {
+        self.paced = false;
+        std::mem::take(&mut self.held).into_iter().for_each(|number| self.touch(number));
+    }
+
+    /// Whether more rows may come into memory.
+    fn has_room(&self, now: u64) -> bool {
+        let whole = self.shared.table_bytes_per_owner();
+        if self.flushing {
+            self.active_bytes <= self.pace.room(now, self.sealed_bytes, whole)
+        } else {
+            self.memory_bytes() <= whole
         }
     }
 
@@ -511,8 +544,9 @@ impl Owner {
     }
 
     fn flush_if_due(&mut self) {
-        let budget = self.shared.table_bytes_per_owner() / 2;
-        let log_budget = self.shared.tuning.log_retain_bytes / 2;
+        let part = self.pace.part(self.shared.identity.id().0);
+        let budget = self.shared.table_bytes_per_owner() / 2 / 16 * part as usize;
+        let log_budget = self.shared.tuning.log_retain_bytes / 2 / 16 * part;
         if !self.flushing && (self.flush_wanted || self.active_bytes >= budget || self.applied_bytes >= log_budget) {
             self.flush_wanted = false;
             self.flush();
@@ -526,6 +560,7 @@ impl Owner {
             return false;
         }
         self.flushing = true;
+        self.pace.begin(self.shared.clock.now());
         self.applied_bytes = 0;
         self.sealed_bytes = tables.iter().map(|flush| flush.table.bytes()).sum();
         self.active_bytes = self.active_bytes.saturating_sub(self.sealed_bytes);
@@ -556,6 +591,7 @@ impl Owner {
         self.shared.flusher.submit(Job::Forget(before));
         self.released(released);
         self.flushing = false;
+        self.pace.end(self.shared.clock.now(), self.sealed_bytes);
         self.sealed_bytes = 0;
         let waiting: Vec<u32> = self.shards.keys().copied().collect();
         waiting.into_iter().for_each(|number| self.touch(number)); // writes may have been held back
@@ -608,6 +644,8 @@ pub struct Round {
     /// Whether writes may be proposed. Not while as many rows as may be wait to be flushed, nor while the last proposals are
     /// on their way to the disk.
     pub may_propose: bool,
+    /// Bytes of recent entries that a shard keeps in memory for followers.
+    pub recent_bytes_max: usize,
     /// Whether any were.
     pub has_proposed: bool,
     /// Shards with writes that may be proposed later.

@@ -339,7 +339,7 @@ impl Shard {
         if self.persisted >= self.written
             && let Some(index) = self.snapshot_index.take()
         {
-            self.replica.applied_to(index);
+            self.replica.applied_to(index, round.recent_bytes_max);
         }
     }
 
@@ -593,7 +593,7 @@ impl Shard {
             self.meta.revision = view.revision;
         }
         (self.meta.state.index, self.meta.state.term) = (last.index, last.term);
-        self.replica.applied_to(last.index);
+        self.replica.applied_to(last.index, round.recent_bytes_max);
         Ok(())
     }
 

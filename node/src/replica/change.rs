@@ -45,12 +45,14 @@ pub(super) struct Settling {
     applied: u64,
     /// The term in which the replica was first looked at as a leader, and the last index then.
     led: (u64, u64),
+    /// The term, and the last change then, of which it is known that a majority of the voters durably knows it.
+    settled: Option<(u64, u64)>,
 }
 
 impl Settling {
     pub(super) fn new(commit: u64, last: u64) -> Self {
         let (under_way, changes) = (VecDeque::new(), BTreeSet::new());
-        Self { commit, durable: commit, under_way, changes, unread: last, applied: 0, led: (0, 0) }
+        Self { commit, durable: commit, under_way, changes, unread: last, applied: 0, led: (0, 0), settled: None }
     }
 
     /// An output is about to be written. Tells whether it must be synced because it commits a change.
@@ -215,8 +217,12 @@ impl Replica {
     }
 
     /// Whether a majority of the voters durably knows that the group's last change is committed. Only a leader can tell.
-    fn is_settled(&mut self) -> bool {
+    pub(super) fn is_settled(&mut self) -> bool {
         let term = self.term();
+        let change = (term, self.settling.applied);
+        if self.settling.settled == Some(change) {
+            return true; // none of those who know it can forget it
+        }
         if self.settling.led.0 != term {
             // Changes of earlier terms lie before this, and followers tell us anew how far they know.
             self.settling.led = (term, self.raft.raft.raft_log.last_index());
@@ -229,7 +235,9 @@ impl Replica {
         };
         let conf = prs.conf().to_conf_state();
         let majority = |voters: &[u64]| voters.iter().filter(|id| knows(**id)).count() > voters.len() / 2;
-        majority(&conf.voters) && (conf.voters_outgoing.is_empty() || majority(&conf.voters_outgoing))
+        let settled = majority(&conf.voters) && (conf.voters_outgoing.is_empty() || majority(&conf.voters_outgoing));
+        self.settling.settled = settled.then_some(change);
+        settled
     }
 }
 

@@ -53,6 +53,8 @@ pub const COUNTED_MAX: u64 = NUMBER_MAX / 2;
 /// waits for no answer. Later it does, because the first may have been lost with its connection.
 const ACKNOWLEDGED_AGAIN: u64 = 20_000_000;
 /// Kinds of message as in `proto.md`.
+#[cfg(test)]
+const APPEND: u8 = 3;
 const APPEND_RESPONSE: u8 = 4;
 const SNAPSHOT: u8 = 7;
 const HEARTBEAT: u8 = 8;
@@ -100,6 +102,8 @@ pub struct Replica {
     /// Whether a leader was heard since the process began.
     heard_leader: bool,
     settling: Settling,
+    /// The highest commit index that was sent with an append, while it leads.
+    told: u64,
 }
 
 /// That a log has everything of a leader up to an index, and what it knows to be committed.
@@ -191,6 +195,7 @@ impl Replica {
             vote_hold_until,
             heard_leader: false,
             settling,
+            told: 0,
         })
     }
 
@@ -244,7 +249,19 @@ impl Replica {
             let drawn = host.fixed_draw(&[u64::from(self.shard.0), self.id.0, self.term()]);
             self.raft.raft.set_randomized_election_timeout(ELECTION_TICKS + drawn as usize % ELECTION_TICKS);
         }
+        if self.leads() && self.committed() > self.told {
+            self.raft.raft.bcast_append(); // nothing was proposed since, that would have told of it
+        }
         self.raft.tick()
+    }
+
+    /// Followers hear of a commit with the next entry, or at the next tick: to tell them at once would nearly double the
+    /// messages of a write, and nobody waits for it. Only while the group changes somebody does.
+    fn tell_commits_late(&mut self) {
+        if self.leads() {
+            let late = self.is_settled();
+            self.raft.raft.skip_bcast_commit(late);
+        }
     }
 
     /// Stands for election at once, if it may vote.
@@ -289,6 +306,7 @@ impl Replica {
             return None;
         }
         let (term, from) = (message.term, message.from);
+        self.tell_commits_late();
         if let Err(error) = self.raft.step(message) {
             tracing::debug!(shard = self.shard.0, "a message was not taken: {error}");
             return None;
@@ -419,6 +437,8 @@ impl Replica {
 
     fn outgoing(&mut self, mut messages: Vec<Message>, now: u64) -> Vec<Outgoing> {
         messages.retain(|message| !self.is_said_again(message, now));
+        let appends = messages.iter().filter(|message| message.get_msg_type() == MessageType::MsgAppend);
+        self.told = appends.map(|message| message.commit).fold(self.told, u64::max);
         let wire = |message: Message| {
             let stamp = match message.get_msg_type() {
                 MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot => now,
@@ -439,17 +459,19 @@ impl Replica {
     /// All outputs up to this number are durable.
     pub fn persisted(&mut self, number: u64) {
         self.settling.persisted(number);
+        self.tell_commits_late();
         self.raft.on_persist_ready(number);
     }
 
-    /// Everything up to this index is applied, and durable in the log.
-    pub fn applied_to(&mut self, index: u64) {
+    /// Everything up to this index is applied, and durable in the log. Of older entries so many bytes stay in memory for
+    /// followers that are behind.
+    pub fn applied_to(&mut self, index: u64, recent_bytes_max: usize) {
         let last = self.raft.raft.raft_log.last_index();
         self.raft.advance_apply_to(index);
         if self.raft.raft.raft_log.last_index() > last {
             self.raft.raft.bcast_append(); // the end of a joint configuration need not wait for a heartbeat
         }
-        self.raft.mut_store().shrink(index);
+        self.raft.mut_store().shrink(index, recent_bytes_max);
     }
 
     /// redb holds this state now.

@@ -10,8 +10,8 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Bytes of recent entries that are kept in memory for followers, beyond those not yet durable or applied.
-const CACHE_BYTES: usize = 4 << 20;
+/// What an entry takes in memory beside its data, about.
+const ENTRY_BYTES: usize = 160;
 
 /// A replica's log as Raft sees it. Entries are readable as soon as they are handed to the log's writer.
 ///
@@ -75,21 +75,21 @@ impl ReplicaLog {
         while self.terms.len() > keep {
             self.terms.pop_back();
             if let Some(void) = self.recent.pop_back() {
-                self.recent_bytes -= void.data.len();
+                self.recent_bytes -= bytes_of(&void);
             }
         }
         for entry in entries {
             self.terms.push_back(entry.term);
-            self.recent_bytes += entry.data.len();
+            self.recent_bytes += bytes_of(entry);
             self.recent.push_back(entry.clone());
         }
     }
 
-    /// Lets go of recent entries up to `index`, which are durable and applied, while there are too many.
-    pub(super) fn shrink(&mut self, index: u64) {
-        while self.recent_bytes > CACHE_BYTES && self.recent.front().is_some_and(|entry| entry.index <= index) {
+    /// Lets go of recent entries up to `index`, which are durable and applied, while there are more than so many bytes.
+    pub(super) fn shrink(&mut self, index: u64, bytes_max: usize) {
+        while self.recent_bytes > bytes_max && self.recent.front().is_some_and(|entry| entry.index <= index) {
             if let Some(entry) = self.recent.pop_front() {
-                self.recent_bytes -= entry.data.len();
+                self.recent_bytes -= bytes_of(&entry);
             }
         }
     }
@@ -104,7 +104,7 @@ impl ReplicaLog {
         self.base = Mark { index, term };
         while self.recent.front().is_some_and(|entry| entry.index <= index) {
             if let Some(entry) = self.recent.pop_front() {
-                self.recent_bytes -= entry.data.len();
+                self.recent_bytes -= bytes_of(&entry);
             }
         }
     }
@@ -184,6 +184,10 @@ impl Storage for ReplicaLog {
         }
         Ok(convert::snapshot(&self.flushed))
     }
+}
+
+fn bytes_of(entry: &Entry) -> usize {
+    ENTRY_BYTES + entry.data.len()
 }
 
 fn entry_of(entry: LogEntry) -> Entry {

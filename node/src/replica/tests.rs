@@ -114,7 +114,7 @@ impl Net {
                 }
             }
             if let Some(last) = output.committed.last() {
-                member.replica.applied_to(last.index);
+                member.replica.applied_to(last.index, 4 << 10);
             }
         }
     }
@@ -256,16 +256,35 @@ fn what_was_acknowledged_is_not_said_again_at_once() {
     for entry in 1..=10 {
         net.at(1).propose(b"x".to_vec()).expect("it leads");
         net.deliver();
-        assert_eq!(net.sent.get(&APPEND_RESPONSE), Some(&(2 * entry)), "one of each follower, and none to the commit");
+        assert_eq!(net.sent.get(&APPEND), Some(&(2 * entry)), "one to each follower");
+        assert_eq!(net.sent.get(&APPEND_RESPONSE), Some(&(2 * entry)), "and one back");
     }
     let last = net.at(1).log_bounds().1;
-    assert!([1, 2, 3].iter().all(|id| net.at(*id).committed() == last), "which they have heard of");
-    for (later, answers) in [(ACKNOWLEDGED_AGAIN - 1, 20), (1, 22)] {
+    assert_eq!([1, 2, 3].map(|id| net.at(id).committed()), [last, last - 1, last - 1]);
+    net.tick();
+    assert_eq!([1, 2, 3].map(|id| net.at(id).committed()), [last; 3], "they hear of the last one at the next tick");
+    (0..40).for_each(|_| net.tick());
+    net.at(1).raft.raft.bcast_append();
+    net.deliver();
+    net.sent.clear();
+    for (later, answers) in [(ACKNOWLEDGED_AGAIN - 1, 0), (1, 2)] {
         net.now += later;
         net.at(1).raft.raft.bcast_append();
         net.deliver();
-        assert_eq!(net.sent[&APPEND_RESPONSE], answers, "after a while it may have been lost");
+        let answered = net.sent.get(&APPEND_RESPONSE).copied().unwrap_or(0);
+        assert_eq!(answered, answers, "after a while it may have been lost");
     }
+}
+
+/// Whoever changes the group waits for it.
+#[test]
+fn a_commit_that_somebody_waits_for_is_told_at_once() {
+    let mut net = five(9);
+    net.change(3, &[], &[4], &[1]);
+    for _ in 0..10 {
+        net.deliver(); // without a tick: what is applied lets the next step be sent
+    }
+    assert!(net.has_voters(3, &[2, 3, 4]));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use shkv_node::{Node, NodeConfig, Steps, Tuning};
 use shkv_proto::codec;
 use shkv_proto::link::{CallError, Link};
 use shkv_proto::map::Part;
-use shkv_proto::merge::{Row, rows_of_page};
+use shkv_proto::merge::{Page, Row};
 use shkv_proto::message::{
     Beat, ChangeReplicas, Condition, Consistency, CreateReplica, Failure, Get, GetDone, GroupStatus, Hello, NodeStatus,
     RefusalCode, RemoveReplica, Role, Scan, ScanDone, Write, WriteDone,
@@ -256,10 +256,10 @@ impl Group {
         let mut rows = Vec::new();
         let mut scan = scan;
         loop {
-            let (mut page, tail) = self.at_leader::<ScanDone>(Kind::Scan, &scan, b"").await;
-            let next = page.next.take();
-            rows.extend(rows_of_page(&mut page, tail).unwrap());
-            match next {
+            let (done, tail) = self.at_leader::<ScanDone>(Kind::Scan, &scan, b"").await;
+            let page = Page::decode(&codec::encode(&done).unwrap().into(), tail).unwrap();
+            rows.extend(page.rows);
+            match page.next {
                 Some(next) => scan = scan.resumed(next),
                 None => return rows,
             }

@@ -13,6 +13,7 @@ pub use write::*;
 
 use crate::ids::{ClusterId, Epoch, KeyspaceId, NodeId};
 use crate::limits::Limits;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// The first bytes of a [`Hello`].
@@ -93,6 +94,7 @@ pub struct Get<'a> {
     /// The keyspace.
     pub keyspace: KeyspaceId,
     /// The key.
+    #[serde(serialize_with = "crate::codec::as_bytes")]
     pub key: &'a [u8],
     /// How fresh.
     pub consistency: Consistency,
@@ -160,7 +162,7 @@ pub struct ScanDone {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RowHead {
     /// The key.
-    pub key: Vec<u8>,
+    pub key: Bytes,
     /// The version.
     pub version: u64,
     /// Bytes of its value in the tail.

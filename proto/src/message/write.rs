@@ -42,6 +42,7 @@ pub struct Write<'a> {
     /// The keyspace.
     pub keyspace: KeyspaceId,
     /// The key.
+    #[serde(serialize_with = "crate::codec::as_bytes")]
     pub key: &'a [u8],
     /// What must hold of the row.
     #[serde(borrow)]

@@ -86,8 +86,11 @@ pub fn scan() -> impl Strategy<Value = Scan> {
 
 /// A page.
 pub fn scan_done() -> impl Strategy<Value = ScanDone> {
-    let row =
-        (some_bytes(), number(), small()).prop_map(|(key, version, value_bytes)| RowHead { key, version, value_bytes });
+    let row = (some_bytes(), number(), small()).prop_map(|(key, version, value_bytes)| RowHead {
+        key: key.into(),
+        version,
+        value_bytes,
+    });
     (vec(row, 0..20), of(some_bytes()), number()).prop_map(|(rows, next, revision)| ScanDone { rows, next, revision })
 }
 

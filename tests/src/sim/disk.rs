@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use shkv_node::StartError;
 use shkv_node::disk::{Disk, DiskFile};
-use shkv_node::ground::{Ground, Rows};
+use shkv_node::ground::Ground;
 use shkv_proto::world::sim::Trace;
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -291,9 +291,9 @@ impl Ground for SimDisk {
         Ok(Arc::new(Folder { disk: self.clone(), prefix: LOG, life }))
     }
 
-    fn rows(&self) -> Rows {
+    fn rows(&self) -> Arc<dyn Disk> {
         let life = self.0.state.lock().life;
-        Rows::StandIn(Arc::new(Folder { disk: self.clone(), prefix: "", life }))
+        Arc::new(Folder { disk: self.clone(), prefix: "", life })
     }
 
     fn sync_names(&self) -> io::Result<()> {
