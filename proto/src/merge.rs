@@ -23,9 +23,9 @@ pub struct Row {
 pub struct Page {
     /// The rows. They share the memory of the answer's head and tail.
     pub rows: Vec<Row>,
-    /// As in [`ScanDone::next`].
+    /// As in [`ScanDone::next`](crate::message::ScanDone::next).
     pub next: Option<Vec<u8>>,
-    /// As in [`ScanDone::revision`].
+    /// As in [`ScanDone::revision`](crate::message::ScanDone::revision).
     pub revision: u64,
 }
 
