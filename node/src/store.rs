@@ -265,7 +265,7 @@ impl Store {
                         Slot::Dead => drop(table.remove(&key[..]).map_err(StoreError::of)?),
                     }
                 }
-                // What comes behind all rows fills its pages, where rows that are put in one by one leave them half empty.
+                // What comes behind all rows is appended: that costs less than to look for the place of each.
                 let mut end = table.upper_bound_mut(Bound::<&[u8]>::Unbounded).map_err(StoreError::of)?;
                 let mut stored = Vec::new();
                 for (key, slot) in rows {
@@ -316,8 +316,8 @@ impl Store {
         })
     }
 
-    /// Adds rows of a snapshot: keys and stored rows, in key order, behind those that were added before. What is not `durable` becomes so with the next write that
-    /// is.
+    /// Adds rows of a snapshot: keys and stored rows, in key order, behind those that were added before. What is not `durable`
+    /// becomes so with the next write that is.
     ///
     /// # Errors
     /// [`StoreError`].
