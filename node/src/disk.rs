@@ -73,7 +73,7 @@ pub trait DiskFile: Send + Sync {
 
 /// Bytes of what nobody waits for that are written before the disk is waited for, so that the log's next write never finds
 /// it with much to do: about what it takes in some five milliseconds.
-pub const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
+pub const UNSYNCED_BYTES_MAX: u64 = 512 << 10;
 
 pub use real::{RealDisk, sync_folder};
 
