@@ -24,6 +24,7 @@ const PLANTED: [(Bug, u64); 17] = [
     (Bug::SyncErrorIgnored, 60),
     (Bug::FollowerAcksEarly, 20),
     (Bug::FlushKeepsRemoved, 20),
+    (Bug::FlushOverSnapshot, 100),
     (Bug::SnapshotShort, 20),
     (Bug::SessionsLost, 20),
     (Bug::LockLeft, 20),

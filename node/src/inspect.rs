@@ -283,6 +283,8 @@ pub enum Bug {
     FollowerAcksEarly,
     /// A flush forgets the rows that were removed.
     FlushKeepsRemoved,
+    /// A sealed table is flushed although a snapshot has taken its place.
+    FlushOverSnapshot,
     /// A snapshot leaves out its last row.
     SnapshotShort,
     /// A lease counts from when a promise came in, not from when it was asked for.
@@ -299,7 +301,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::AckBeforeSync,
         Self::VoteForgotten,
         Self::LeaseWithoutClock,
@@ -312,6 +314,7 @@ impl Bug {
         Self::SyncErrorIgnored,
         Self::FollowerAcksEarly,
         Self::FlushKeepsRemoved,
+        Self::FlushOverSnapshot,
         Self::SnapshotShort,
         Self::LeaseFromAnswer,
         Self::SessionsLost,

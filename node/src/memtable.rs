@@ -8,7 +8,7 @@ use hashbrown::HashTable;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use smallvec::SmallVec;
 use std::hash::{BuildHasher, RandomState};
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::sync::LazyLock;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -257,6 +257,11 @@ impl Sorted<'_> {
             Slot::Live { value, .. } => Some(value),
             Slot::Dead => None,
         }));
+    }
+
+    /// So many of the rows, counted in their order.
+    pub fn part(&self, part: Range<usize>) -> impl Iterator<Item = &(Key, Slot)> {
+        self.order[part].iter().map(|at| &self.rows[*at as usize])
     }
 
     /// The rows of a range, from both ends.

@@ -1,8 +1,8 @@
 //! Rows on disk: one redb file per node, one table per shard, and what each replica must know of itself.
 //!
-//! This is the only file that names redb. Every write transaction is durable when it returns, and carries the rows
-//! together with the applied index, the revision, the configuration and the ledger that belong to them. Only the rows of
-//! a snapshot that lie beside a shard's own become durable later, with whatever is written next: a crash voids them anyway.
+//! This is the only file that names redb. Every durable transaction carries rows together with the applied index, the
+//! revision, the configuration and the ledger that belong to them. Other rows become durable with the next one: those of a snapshot that
+//! lie beside a shard's own, which a crash voids anyway, and all but the last of a flush, which ends with one.
 
 use crate::disk::{Disk, DiskFile, UNSYNCED_BYTES_MAX};
 use crate::log::Mark;
@@ -22,7 +22,7 @@ use shkv_proto::message::SnapshotHead;
 use shkv_proto::{KeyspaceId, NodeId, ReplicaId, ShardId};
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,6 +38,8 @@ const ROWS: &str = "rows.redb";
 const UNFINISHED: &str = "unfinished.redb";
 /// The part of the cache's bytes that is for single rows; the rest is for pages.
 const ROWS_PART: usize = 4;
+/// Rows of a flush that are written in one transaction: their pages fit into half of a cache of some 50 MiB, where each is in one of its own.
+const ROWS_AT_ONCE: usize = if cfg!(any(test, feature = "sim")) { 4 } else { 4_096 };
 /// Rows that are put into redb between two looks whether others wait for the processor: some ten microseconds.
 const YIELD_EVERY_ROWS: u32 = 16;
 /// Bytes of a stored row before its value: flags, of which none is defined yet, and the version.
@@ -232,58 +234,36 @@ impl Store {
         })
     }
 
-    /// Writes sealed tables, all in one transaction, each sorted.
+    /// Writes sealed tables, each sorted, so that they become durable all at once, with what they make of their replicas.
     ///
     /// # Errors
     /// [`StoreError`]; it is then not known whether it was written, and the store must be opened anew.
     pub fn flush(&self, flushes: &[Flush]) -> Result<(), StoreError> {
+        // Pages get their checks when a transaction ends. Those of one that does not fit into the cache were written before, and would be
+        // read and written again for that. A crash voids what is not durable yet.
+        let mut turns = 0;
+        let mut pieces = Vec::new();
+        let mut rows = 0;
+        for flush in flushes {
+            let mut from = 0;
+            while from < flush.table.len() {
+                let count = (flush.table.len() - from).min(ROWS_AT_ONCE - rows);
+                pieces.push((flush, from..from + count));
+                (from, rows) = (from + count, rows + count);
+                if rows == ROWS_AT_ONCE {
+                    self.write_lazily(|txn| put_pieces(txn, &pieces, &mut turns))?;
+                    pieces.clear();
+                    rows = 0;
+                }
+            }
+        }
         self.write(|txn| {
-            let mut turns = 0;
-            for flush in flushes {
-                let mut table = txn.open_table(rows_named(&rows_name(flush.shard))).map_err(StoreError::of)?;
-                let last = table.last().map_err(StoreError::of)?.map(|(key, _)| key.value().to_vec());
-                let sorted = flush.table.sorted();
-                let mut rows = sorted
-                    .range((Bound::Unbounded, Bound::Unbounded))
-                    .inspect(|_| let_others_run_at_times(&mut turns))
-                    .peekable();
-                while let Some((key, slot)) =
-                    rows.next_if(|(key, _)| last.as_ref().is_some_and(|last| key[..] <= last[..]))
-                {
-                    match slot {
-                        Slot::Live { version, value } => {
-                            let mut place = table
-                                .insert_reserve(&key[..], ROW_FIXED_BYTES + value.len())
-                                .map_err(StoreError::of)?;
-                            let place: &mut [u8] = place.as_mut();
-                            place[0] = 0;
-                            place[1..ROW_FIXED_BYTES].copy_from_slice(&version.to_le_bytes());
-                            place[ROW_FIXED_BYTES..].copy_from_slice(value);
-                        }
-                        #[cfg(feature = "sim")]
-                        Slot::Dead if crate::inspect::planted(crate::inspect::Bug::FlushKeepsRemoved) => {}
-                        Slot::Dead => drop(table.remove(&key[..]).map_err(StoreError::of)?),
-                    }
-                }
-                // What comes behind all rows is appended: that costs less than to look for the place of each.
-                let mut end = table.upper_bound_mut(Bound::<&[u8]>::Unbounded).map_err(StoreError::of)?;
-                let mut stored = Vec::new();
-                for (key, slot) in rows {
-                    if let Slot::Live { version, value } = slot {
-                        stored.clear();
-                        stored.push(0);
-                        stored.extend_from_slice(&version.to_le_bytes());
-                        stored.extend_from_slice(value);
-                        end.insert_before(&key[..], &stored[..]).map_err(|error| StoreError(error.to_string()))?;
-                    }
-                }
-                end.close().map_err(StoreError::of)?;
-                drop(table);
+            put_pieces(txn, &pieces, &mut turns)?;
+            flushes.iter().try_for_each(|flush| {
                 let ledger = flush.ledger.encode().map_err(|error| StoreError(error.to_string()))?;
                 put_ledger(txn, flush.shard, &ledger)?;
-                put_meta(txn, flush.shard, &flush.meta)?;
-            }
-            Ok(())
+                put_meta(txn, flush.shard, &flush.meta)
+            })
         })
     }
 
@@ -413,6 +393,45 @@ fn let_others_run_at_times(turns: &mut u32) {
     if turns.is_multiple_of(YIELD_EVERY_ROWS) {
         let_others_run();
     }
+}
+
+/// Writes pieces of sorted tables.
+fn put_pieces(txn: &WriteTransaction, pieces: &[(&Flush, Range<usize>)], turns: &mut u32) -> Result<(), StoreError> {
+    for (flush, piece) in pieces {
+        let mut table = txn.open_table(rows_named(&rows_name(flush.shard))).map_err(StoreError::of)?;
+        let last = table.last().map_err(StoreError::of)?.map(|(key, _)| key.value().to_vec());
+        let sorted = flush.table.sorted();
+        let mut rows = sorted.part(piece.clone()).inspect(|_| let_others_run_at_times(turns)).peekable();
+        while let Some((key, slot)) = rows.next_if(|(key, _)| last.as_ref().is_some_and(|last| key[..] <= last[..])) {
+            match slot {
+                Slot::Live { version, value } => {
+                    let mut place =
+                        table.insert_reserve(&key[..], ROW_FIXED_BYTES + value.len()).map_err(StoreError::of)?;
+                    let place: &mut [u8] = place.as_mut();
+                    place[0] = 0;
+                    place[1..ROW_FIXED_BYTES].copy_from_slice(&version.to_le_bytes());
+                    place[ROW_FIXED_BYTES..].copy_from_slice(value);
+                }
+                #[cfg(feature = "sim")]
+                Slot::Dead if crate::inspect::planted(crate::inspect::Bug::FlushKeepsRemoved) => {}
+                Slot::Dead => drop(table.remove(&key[..]).map_err(StoreError::of)?),
+            }
+        }
+        // What comes behind all rows is appended: that costs less than to look for the place of each.
+        let mut end = table.upper_bound_mut(Bound::<&[u8]>::Unbounded).map_err(StoreError::of)?;
+        let mut stored = Vec::new();
+        for (key, slot) in rows {
+            if let Slot::Live { version, value } = slot {
+                stored.clear();
+                stored.push(0);
+                stored.extend_from_slice(&version.to_le_bytes());
+                stored.extend_from_slice(value);
+                end.insert_before(&key[..], &stored[..]).map_err(|error| StoreError(error.to_string()))?;
+            }
+        }
+        end.close().map_err(StoreError::of)?;
+    }
+    Ok(())
 }
 
 fn put_meta(txn: &WriteTransaction, shard: ShardId, meta: &ReplicaMeta) -> Result<(), StoreError> {

@@ -30,7 +30,7 @@ use bytes::Bytes;
 use pace::Pace;
 use shkv_proto::message::{ChangeReplicas, Failure, RaftMessage, ReplicaStatus, TxnId};
 use shkv_proto::{NodeId, ReplicaId, ShardId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -41,6 +41,8 @@ pub const MAILBOX: usize = 4096;
 const ROUND_MAX: usize = 512;
 /// How often a round is put off for letters that are about to come.
 const GATHER_TURNS_MAX: usize = 4;
+/// The part of the bytes that rows in memory may take that is flushed before others have a turn, and room is made for new ones.
+const FLUSHED_OF_TABLE: usize = 16;
 /// How long writes are held back before it is looked again whether there is room for their rows.
 const PACE: Duration = Duration::from_millis(2);
 /// How long a stopping node waits for a shard to be taken over by another.
@@ -120,6 +122,8 @@ pub struct Owner {
     /// Bytes of entries applied since the last flush began.
     applied_bytes: u64,
     flushing: bool,
+    /// Sealed tables that are flushed next, part by part.
+    to_flush: VecDeque<Flush>,
     /// How fast writes may come during a flush.
     pace: Pace,
     /// Whether writes are held back, to go on a little later.
@@ -151,6 +155,7 @@ impl Owner {
             sealed_bytes: 0,
             applied_bytes: 0,
             flushing: false,
+            to_flush: VecDeque::new(),
             pace: Pace::default(),
             paced: false,
             flush_wanted: false,
@@ -411,11 +416,7 @@ impl Owner {
     /// Whether more rows may come into memory.
     fn has_room(&self, now: u64) -> bool {
         let whole = self.shared.table_bytes_per_owner();
-        if self.flushing {
-            self.active_bytes <= self.pace.room(now, self.sealed_bytes, whole)
-        } else {
-            self.memory_bytes() <= whole
-        }
+        if self.flushing { self.active_bytes <= self.pace.room(now, whole) } else { self.memory_bytes() <= whole }
     }
 
     fn memory_bytes(&self) -> usize {
@@ -553,17 +554,42 @@ impl Owner {
         }
     }
 
-    /// Seals all tables and hands them to the flusher. Tells whether there was anything.
+    /// Seals all tables and hands the first of them to the flusher. Tells whether there was anything.
     fn flush(&mut self) -> bool {
-        let tables: Vec<Flush> = self.shards.values_mut().filter_map(Shard::seal).collect();
-        if tables.is_empty() {
+        self.to_flush = self.shards.values_mut().filter_map(Shard::seal).collect();
+        if self.to_flush.is_empty() {
             return false;
         }
         self.flushing = true;
-        self.pace.begin(self.shared.clock.now());
         self.applied_bytes = 0;
-        self.sealed_bytes = tables.iter().map(|flush| flush.table.bytes()).sum();
+        self.sealed_bytes = self.to_flush.iter().map(|flush| flush.table.bytes()).sum();
         self.active_bytes = self.active_bytes.saturating_sub(self.sealed_bytes);
+        self.pace.begin(self.sealed_bytes);
+        self.flush_more();
+        true
+    }
+
+    /// Hands the next sealed tables to the flusher. Tells whether there were any left.
+    fn flush_more(&mut self) -> bool {
+        let bytes_max = self.shared.table_bytes_per_owner() / FLUSHED_OF_TABLE;
+        let mut tables = Vec::new();
+        let mut bytes = 0;
+        while bytes < bytes_max
+            && let Some(flush) = self.to_flush.pop_front()
+        {
+            // Not what a snapshot has taken the place of meanwhile, or a replica that was deleted.
+            let is_wanted = self.shards.get(&flush.shard.0).is_some_and(|shard| shard.has_sealed(&flush.table));
+            #[cfg(feature = "sim")]
+            let is_wanted = is_wanted || crate::inspect::planted(crate::inspect::Bug::FlushOverSnapshot);
+            if is_wanted {
+                bytes += flush.table.bytes();
+                tables.push(flush);
+            }
+        }
+        if tables.is_empty() {
+            return false;
+        }
+        self.pace.write(self.shared.clock.now(), bytes);
         // A follower that is being sent a snapshot needs what follows it next.
         let mut keep = BTreeMap::new();
         for ((shard, _), index) in &self.sending {
@@ -590,8 +616,11 @@ impl Owner {
         }
         self.shared.flusher.submit(Job::Forget(before));
         self.released(released);
+        self.pace.written(self.shared.clock.now());
+        if self.flush_more() {
+            return;
+        }
         self.flushing = false;
-        self.pace.end(self.shared.clock.now(), self.sealed_bytes);
         self.sealed_bytes = 0;
         let waiting: Vec<u32> = self.shards.keys().copied().collect();
         waiting.into_iter().for_each(|number| self.touch(number)); // writes may have been held back

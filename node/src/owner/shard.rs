@@ -6,6 +6,7 @@ use crate::cell::Cell;
 use crate::lease::Lease;
 use crate::log::{Hard, LogEntry, Mark, ShardWrite};
 use crate::machine::{self, BadEntry, Done, Group, Ledger, Locked, NotDone, Place, WriteKind};
+use crate::memtable::Table;
 use crate::replica::change::Configured;
 use crate::replica::{Outgoing, Output, Replica, ReplicaError, is_member};
 use crate::reply::Reply;
@@ -667,6 +668,11 @@ impl Shard {
             let failure = Failure::unknown(why);
             flight.waiters.iter_mut().for_each(|waiter| waiter.failed(&failure));
         }
+    }
+
+    /// Whether this table is still what was sealed here, and may be flushed.
+    pub fn has_sealed(&self, table: &Arc<Table>) -> bool {
+        !self.installing && self.cell.view.read().sealed.as_ref().is_some_and(|sealed| Arc::ptr_eq(sealed, table))
     }
 
     /// Seals the table in memory for a flush. `None` if nothing was applied since the last one, or one is under way.
