@@ -12,7 +12,7 @@ const SEEDS: u64 = 200;
 const THREADS: usize = 2;
 
 /// Each planted fault, and within how many seeds from 1 it is found.
-const PLANTED: [(Bug, u64); 17] = [
+const PLANTED: [(Bug, u64); 18] = [
     (Bug::AckBeforeSync, 10),
     (Bug::VoteForgotten, 10),
     (Bug::AppliedTwice, 10),
