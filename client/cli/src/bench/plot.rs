@@ -15,8 +15,10 @@ const BOTTOM: f64 = 52.0;
 const COLOURS: usize = 6;
 /// Most ticks of a linear axis, about.
 const TICKS: f64 = 6.0;
-/// Room of one letter of a legend.
+/// Room of one letter.
 const LETTER: f64 = 6.6;
+/// How far the names of groups lean, in degrees, where there is no room for them side by side.
+const LEAN: f64 = 50.0;
 
 /// How every chart looks. Colours with enough contrast on white and on near-black.
 const STYLE: &str = "<style>.plot{font:12px system-ui,sans-serif;max-width:100%;height:auto;color:#1d2126;background:#fff}\
@@ -148,12 +150,20 @@ pub fn escaped(text: &str) -> String {
 pub fn bars(title: &str, y: &Axis, groups: &[String], series: &[Series]) -> String {
     let heights = series.iter().flat_map(|one| one.points.iter().map(|(_, height)| *height));
     let scale = Scale::new(y, heights, (HEIGHT - BOTTOM, TOP));
-    let mut svg = begun(title, &scale, &y.name, series);
     let room = (WIDTH - LEFT - RIGHT) / groups.len().max(1) as f64;
+    let longest = LETTER * groups.iter().map(|group| group.chars().count()).max().unwrap_or(0) as f64;
+    let leans = longest > room;
+    let mut svg = begun(title, &scale, &y.name, series, if leans { longest * LEAN.to_radians().sin() } else { 0.0 });
     let width = room * 0.8 / series.len().max(1) as f64;
     for (at, group) in groups.iter().enumerate() {
         let left = LEFT + room * at as f64;
-        put(&mut svg, left + room / 2.0, HEIGHT - BOTTOM + 18.0, "middle", group);
+        let (middle, under) = (left + room / 2.0, HEIGHT - BOTTOM + 18.0);
+        if leans {
+            let place = format!("translate({:.1} {:.1}) rotate(-{LEAN})", middle + 4.0, under - 2.0);
+            let _ = write!(svg, r#"<text transform="{place}" text-anchor="end">{}</text>"#, escaped(group));
+        } else {
+            put(&mut svg, middle, under, "middle", group);
+        }
         for (number, one) in series.iter().enumerate() {
             let Some((_, height)) = one.points.get(at).filter(|(_, height)| height.is_finite()) else { continue };
             let (x, top) = (left + room * 0.1 + width * number as f64, scale.at(*height));
@@ -180,7 +190,7 @@ pub fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> String {
     let points = || series.iter().flat_map(|one| &one.points);
     let across = Scale::new(x, points().map(|point| point.0), (LEFT, WIDTH - RIGHT));
     let scale = Scale::new(y, points().map(|point| point.1), (HEIGHT - BOTTOM, TOP));
-    let mut svg = begun(title, &scale, &y.name, series);
+    let mut svg = begun(title, &scale, &y.name, series, 0.0);
     for (value, words) in &across.marks {
         let at = across.at(*value);
         let _ = write!(svg, r#"<line class="grid" x1="{at:.1}" y1="{TOP}" x2="{at:.1}" y2="{}"/>"#, HEIGHT - BOTTOM);
@@ -196,10 +206,12 @@ pub fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> String {
     ended(svg)
 }
 
-fn begun(title: &str, y: &Scale, y_name: &str, series: &[Series]) -> String {
+/// A chart without its contents, with so much more room below.
+fn begun(title: &str, y: &Scale, y_name: &str, series: &[Series], below: f64) -> String {
     let said = escaped(title);
+    let height = HEIGHT + below.ceil();
     let mut svg = format!(
-        r#"<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{said}">{STYLE}"#
+        r#"<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" aria-label="{said}">{STYLE}"#
     );
     let _ = write!(svg, r#"<text class="title" x="10" y="20">{said}</text>"#);
     let mut x = LEFT;
@@ -259,6 +271,19 @@ mod tests {
         for words in ["Rate", "operations/s", ">put<", ">get<", ">a<", ">b<", ">40<", "prefers-color-scheme:dark"] {
             assert!(svg.contains(words), "{words} is missing");
         }
+    }
+
+    #[test]
+    fn names_without_room_lean_and_the_chart_grows_for_them() {
+        let chart = |count: usize| {
+            let groups: Vec<String> = (0..count).map(|number| format!("put through the balancer {number}")).collect();
+            let svg = bars("Rate", &Axis::log("operations/s"), &groups, &[series("a", &vec![5.0; count])]);
+            let tall: f64 = svg.split("\" height=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();
+            (tall, svg.matches("rotate(-50)").count())
+        };
+        assert_eq!(chart(2), (HEIGHT, 0));
+        let (tall, leaning) = chart(20);
+        assert!(leaning == 20 && tall > HEIGHT + 26.0 * LETTER * 0.7, "{tall}");
     }
 
     #[test]

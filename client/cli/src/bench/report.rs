@@ -110,7 +110,7 @@ impl Report {
         self.table(&table(works));
         let (names, systems) = (works.iter().map(|work| work.name.clone()).collect::<Vec<_>>(), systems(works));
         let drawn: [(&str, Axis, Number); 4] = [
-            ("Throughput", Axis::linear("operations/s"), Outcome::ops_per_sec),
+            ("Throughput", Axis::log("operations/s"), Outcome::ops_per_sec),
             ("Latency, median", Axis::log("µs"), |outcome| outcome.us(0.5)),
             ("Latency, 99th percentile", Axis::log("µs"), |outcome| outcome.us(0.99)),
             ("Processor time of all servers", Axis::linear("µs per operation"), Outcome::server_cpu_us_per_op),
