@@ -6,12 +6,11 @@ use crate::cell::Cell;
 use crate::lease::Lease;
 use crate::log::{Hard, LogEntry, Mark, ShardWrite};
 use crate::machine::{self, BadEntry, Done, Group, Ledger, Locked, NotDone, Place, WriteKind};
-use crate::memtable::Table;
 use crate::replica::change::Configured;
 use crate::replica::{Outgoing, Output, Replica, ReplicaError, is_member};
 use crate::reply::Reply;
 use crate::steps::{Step, crash_at};
-use crate::store::{Flush, ReplicaMeta};
+use crate::store::ReplicaMeta;
 use bytes::Bytes;
 use shkv_proto::limits::{GROUP_BYTES_MAX, REPLICAS_MAX};
 use shkv_proto::message::{Failure, TxnId};
@@ -668,24 +667,6 @@ impl Shard {
             let failure = Failure::unknown(why);
             flight.waiters.iter_mut().for_each(|waiter| waiter.failed(&failure));
         }
-    }
-
-    /// Whether this table is still what was sealed here, and may be flushed.
-    pub fn has_sealed(&self, table: &Arc<Table>) -> bool {
-        !self.installing && self.cell.view.read().sealed.as_ref().is_some_and(|sealed| Arc::ptr_eq(sealed, table))
-    }
-
-    /// Seals the table in memory for a flush. `None` if nothing was applied since the last one, or one is under way.
-    pub fn seal(&mut self) -> Option<Flush> {
-        let mut view = self.cell.view.write();
-        if view.sealed.is_some() || view.applied.index <= self.flushed || self.installing {
-            return None;
-        }
-        let successor = view.active.successor();
-        let table = Arc::new(std::mem::replace(&mut view.active, successor));
-        view.sealed = Some(table.clone());
-        let ledger = view.ledger.clone();
-        Some(Flush { shard: self.cell.shard, meta: self.meta.clone(), table, ledger })
     }
 }
 
