@@ -30,6 +30,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
+/// Threads beside an owner's that read what may block: large pages, counts, snapshots. Each takes memory and a share of the processors;
+/// what comes beyond waits for one of them.
+const READERS_MAX: usize = 16;
 /// Connections at the same time.
 const CONNECTIONS_MAX: usize = 4096;
 /// How often the disk's free space is looked at.
@@ -64,7 +67,8 @@ impl Thread {
         if world::is_simulated() {
             return Ok(Self { end: None, handle: Handle::current(), thread: None });
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.max_blocking_threads(READERS_MAX).enable_all().build()?;
         let handle = runtime.handle().clone();
         let (end, ended) = oneshot::channel::<()>();
         let run = move || {
