@@ -640,8 +640,10 @@ async fn a_server_that_cannot_come_back_is_replaced_under_writes_and_the_new_one
     let rows = read["data"].as_array().unwrap();
     check(rows.iter(), &told);
 
-    // The others are silenced: what is told now is what the replacement has itself.
+    // The others are silenced: what is told now is what the replacement has itself. A follower that has a row
+    // hears with the next message only that it is committed, and tells it from then on.
     until_status(&client, |status| is_whole(status, 3)).await;
+    shkv_tests::until(&client, shkv_tests::are_level).await;
     let others = shkv_tests::nodes(&client).await.into_iter().filter(|node| node.name != "Server1");
     let _silent = Frozen::new(&others.map(|node| node.process).collect::<Vec<_>>());
     let nodes = http.get("/v1/nodes").await.expect(200);
