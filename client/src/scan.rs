@@ -255,20 +255,21 @@ impl Rows {
                 self.state = State::Done;
                 return Ok(None);
             }
-            let share = share(usize::try_from(self.left).unwrap_or(usize::MAX), sources.len());
+            let share = share(usize::try_from(self.left).unwrap_or(usize::MAX), sources.len()).min(PAGE_ROWS_MAX);
+            let under_way = sources.iter().filter(|source| source.fetching).count();
             for at in hungry {
                 let source = &mut sources[at];
                 if let Some(page) = source.page.take() {
                     let is_empty = page.rows.is_empty();
                     source.go_on(page.next, head);
                     merge.feed(at, page.rows, source.ahead.is_none());
-                    if !is_empty && merge.rows() as u64 >= self.left {
-                        continue; // what is here reaches the limit: most likely nothing more of the shard is wanted
+                    if !is_empty && (merge.rows() + under_way * share) as u64 >= self.left {
+                        continue; // what is here or on its way reaches the limit: most likely no more of the shard is wanted
                     }
                 }
                 if let Some(scan) = source.ahead.as_ref().filter(|_| !source.fetching && source.page.is_none()) {
                     source.fetching = true;
-                    let rows_max = share.min(PAGE_ROWS_MAX) as u32;
+                    let rows_max = share as u32;
                     let (inner, scan) =
                         (self.scan.keyspace.inner().clone(), message::Scan { rows_max, ..scan.clone() });
                     let page = fetch(inner, source.shard, scan, self.scan.consistency, self.scan.within);
