@@ -218,6 +218,10 @@ impl Connection {
             Kind::Batch => (Way::Shard(shard_of_batch(routes, &frame)?), write),
             Kind::Scan | Kind::Count => {
                 let scan: Scan = codec::decode(&frame.head).map_err(malformed)?;
+                if !scan.with.is_empty() {
+                    let text = "a balancer merges all shards of a keyspace; only a scan of a node names some";
+                    return Err(Failure::refusal(RefusalCode::Malformed, text));
+                }
                 let consistency = scan.consistency;
                 if header.shard != ShardId::UNROUTED {
                     (Way::Shard(header.shard), consistency)

@@ -234,12 +234,12 @@ impl Page {
             }
             bound
         });
-        (ScanDone { rows: self.rows, next, revision: 0 }, self.tail.freeze())
+        (ScanDone { rows: self.rows, next, revision: 0, with: vec![] }, self.tail.freeze())
     }
 
     /// The last page.
     fn last(self) -> (ScanDone, Bytes) {
-        (ScanDone { rows: self.rows, next: None, revision: 0 }, self.tail.freeze())
+        (ScanDone { rows: self.rows, next: None, revision: 0, with: vec![] }, self.tail.freeze())
     }
 }
 

@@ -84,6 +84,7 @@ async fn read_once(cluster: &Arc<Cluster>) -> Result<Option<Vec<MapRow>>, System
         rows_max: 0,
         bytes_max: 0,
         consistency: Consistency::Linearizable,
+        with: vec![],
     };
     let mut rows = Vec::new();
     let mut revision = None;

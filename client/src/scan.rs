@@ -2,9 +2,10 @@
 //!
 //! Pages of all shards are fetched side by side and merged; shards that are ranges follow on each other. Of each shard at
 //! most one page is held and one more fetched ahead, so that memory is bounded by twice the page size for each shard,
-//! however long the scan is. Of a scan with a limit each shard is asked for its likely share.
+//! however long the scan is. Of a scan with a limit each shard is asked for its likely share; if that is little, each node
+//! is asked once for all the shards that it leads, and merges them. What it cannot merge at once is asked shard by shard.
 
-use crate::call::{Aim, Request, Span, ask_as};
+use crate::call::{Aim, Request, Span, ask_as, attempt};
 use crate::error::Error;
 use crate::inner::Inner;
 use crate::keyspace::Keyspace;
@@ -12,19 +13,22 @@ use crate::range::KeyRange;
 use crate::token::Consistency;
 use bytes::Bytes;
 use shkv_proto::codec;
-use shkv_proto::frame::{Frame, Kind};
-use shkv_proto::ids::{KeyspaceId, ShardId};
-use shkv_proto::limits::{PAGE_BYTES_DEFAULT, PAGE_ROWS_MAX};
+use shkv_proto::frame::{Frame, Header, Kind};
+use shkv_proto::ids::{KeyspaceId, NodeId, ShardId};
+use shkv_proto::limits::{MERGED_ROWS_MAX, MERGED_SHARDS_MAX, PAGE_BYTES_DEFAULT, PAGE_ROWS_MAX};
 use shkv_proto::map::{Part, ShardInfo};
 use shkv_proto::merge::{Merge, Page, Row, share};
 use shkv_proto::message::{self, RefusalCode};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// Smallest page that is asked of a shard when the caller names no size.
 const PAGE_BYTES_MIN: usize = 64 << 10;
+/// How long a node may take for a page that it merges, which waits for nothing, before each shard is asked by itself.
+const MERGED_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// A scan that is not yet begun; see [`crate::Client::scan`]. [`Scan::rows`] begins it.
 ///
@@ -195,7 +199,7 @@ pub struct Rows {
     /// Rows that may still be given out.
     left: u64,
     /// Pages under way, at most one for each source. They are stopped when the scan is dropped.
-    fetches: JoinSet<(usize, Result<Page, Error>)>,
+    fetches: JoinSet<(usize, Result<Page, Miss>)>,
 }
 
 #[derive(Debug)]
@@ -205,18 +209,34 @@ enum State {
     Done,
 }
 
-/// One shard of the scan whose keys are hashed; or all shards, one after the other, that are ranges; or all of them by
-/// way of a balancer.
 #[derive(Debug)]
 struct Source {
-    shard: ShardId,
-    /// What comes behind it.
-    others: VecDeque<ShardId>,
+    of: Shards,
     /// What is still to be fetched; `None` at its end.
     ahead: Option<message::Scan>,
     fetching: bool,
     /// The page that was fetched ahead.
     page: Option<Page>,
+    /// The call in whose time its next page must come, if that has begun already.
+    span: Option<Span>,
+}
+
+/// Whose rows a source has.
+#[derive(Clone, Debug)]
+enum Shards {
+    /// Those of the first shard, or of all of them by way of a balancer; behind it, one after the other, those of the rest, which are
+    /// ranges.
+    InTurn(VecDeque<ShardId>),
+    /// Those of several shards, which the node merges.
+    Merged(NodeId, Vec<ShardId>),
+}
+
+/// Why there is no page.
+#[derive(Debug)]
+enum Miss {
+    /// Each shard must be asked by itself, within the time of this call.
+    Apart(Span),
+    Failed(Error),
 }
 
 impl Rows {
@@ -272,7 +292,8 @@ impl Rows {
                     let rows_max = share as u32;
                     let (inner, scan) =
                         (self.scan.keyspace.inner().clone(), message::Scan { rows_max, ..scan.clone() });
-                    let page = fetch(inner, source.shard, scan, self.scan.consistency, self.scan.within);
+                    let span = source.span.take().unwrap_or_else(|| Span::of(self.scan.within));
+                    let page = fetch(inner, source.of.clone(), scan, self.scan.consistency, span);
                     self.fetches.spawn(async move { (at, page.await) });
                 }
             }
@@ -282,7 +303,11 @@ impl Rows {
             match self.fetches.join_next().await {
                 Some(Ok((at, page))) => {
                     sources[at].fetching = false;
-                    sources[at].page = Some(page?);
+                    match page {
+                        Ok(page) => sources[at].page = Some(page),
+                        Err(Miss::Apart(span)) => split(sources, merge, at, span),
+                        Err(Miss::Failed(error)) => return Err(error),
+                    }
                 }
                 Some(Err(_)) => {
                     // Which page it was is not known, so all that are under way are fetched anew.
@@ -319,23 +344,24 @@ impl Rows {
         let inner = self.scan.keyspace.inner().clone();
         let keyspace = self.scan.keyspace.id(Span::of(self.scan.within).deadline).await?;
         let mut shards = VecDeque::from(aims_of(&inner, keyspace, &self.rest, self.scan.consistency)?);
-        let aims: Vec<(ShardId, VecDeque<ShardId>)> = if is_ranges(&inner, keyspace) {
+        let sources = if is_ranges(&inner, keyspace) {
             if self.scan.reverse {
                 shards.make_contiguous().reverse();
             }
-            shards.pop_front().map(|first| (first, shards)).into_iter().collect()
+            vec![Shards::InTurn(shards)]
         } else {
-            shards.into_iter().map(|shard| (shard, VecDeque::new())).collect()
+            merged(&inner, &shards, self.scan.consistency, self.left)
+                .unwrap_or_else(|| shards.into_iter().map(Shards::one).collect())
         };
-        let page_bytes_default = (PAGE_BYTES_DEFAULT / aims.len().max(1)).max(PAGE_BYTES_MIN) as u32;
+        let page_bytes_default = (PAGE_BYTES_DEFAULT / sources.len().max(1)).max(PAGE_BYTES_MIN) as u32;
         let head = message::Scan {
             keys_only: self.scan.keys_only,
             bytes_max: self.scan.page_bytes.unwrap_or(page_bytes_default).min(inner.limits().page_bytes_max),
             ..scan_head(keyspace, &self.rest, self.scan.reverse)
         };
-        let merge = Merge::new(aims.len(), self.scan.reverse);
-        let source = |(shard, others)| Source { shard, others, ahead: Some(head.clone()), fetching: false, page: None };
-        let sources = aims.into_iter().map(source).collect();
+        let merge = Merge::new(sources.len(), self.scan.reverse);
+        let source = |of| Source { of, ahead: Some(head.clone()), fetching: false, page: None, span: None };
+        let sources = sources.into_iter().map(source).collect();
         self.state = State::Running { head, merge, sources };
         Ok(())
     }
@@ -346,11 +372,60 @@ impl Source {
     fn go_on(&mut self, next: Option<Vec<u8>>, head: &message::Scan) {
         self.ahead = match next {
             Some(next) => self.ahead.take().map(|scan| scan.resumed(next)),
-            None => self.others.pop_front().map(|shard| {
-                self.shard = shard;
-                head.clone()
-            }),
+            None => match &mut self.of {
+                Shards::InTurn(shards) => {
+                    shards.pop_front();
+                    shards.front().map(|_| head.clone())
+                }
+                Shards::Merged(..) => None,
+            },
         };
+    }
+}
+
+impl Shards {
+    fn one(shard: ShardId) -> Self {
+        Self::InTurn(VecDeque::from([shard]))
+    }
+}
+
+/// The sources of a scan that asks each node once for all the shards that it answers for; `None` where the shards must be asked
+/// one by one, or enough is wanted of each to do so.
+fn merged(inner: &Inner, shards: &VecDeque<ShardId>, consistency: Consistency, rows: u64) -> Option<Vec<Shards>> {
+    if consistency == Consistency::Causal || inner.config.through_balancer {
+        return None;
+    }
+    let view = inner.view();
+    let mut nodes: BTreeMap<NodeId, Vec<ShardId>> = BTreeMap::new();
+    for shard in shards {
+        let info = view.routes.map().shard(*shard)?;
+        let peer = view.peer_for(info, inner.wanted(consistency, *shard), &[], 1, Instant::now)?;
+        nodes.entry(peer.node).or_default().push(*shard);
+    }
+    let sources = nodes.iter().flat_map(|(node, shards)| {
+        shards.chunks(MERGED_SHARDS_MAX).map(|some| match some {
+            [shard] => Shards::one(*shard),
+            some => Shards::Merged(*node, some.to_vec()),
+        })
+    });
+    let sources: Vec<Shards> = sources.collect();
+    let few = share(usize::try_from(rows).unwrap_or(usize::MAX), sources.len()) <= MERGED_ROWS_MAX;
+    few.then_some(sources)
+}
+
+/// Makes a source of each shard of a source.
+fn split(sources: &mut Vec<Source>, merge: &mut Merge, at: usize, span: Span) {
+    let Shards::Merged(_, shards) = &sources[at].of else { return };
+    let (shards, ahead) = (shards.clone(), sources[at].ahead.clone());
+    for (number, shard) in shards.into_iter().enumerate() {
+        let (of, ahead) = (Shards::one(shard), ahead.clone());
+        let source = Source { of, ahead, fetching: false, page: None, span: Some(span) };
+        if number == 0 {
+            sources[at] = source;
+        } else {
+            merge.add();
+            sources.push(source);
+        }
     }
 }
 
@@ -370,6 +445,7 @@ pub(crate) fn scan_head(keyspace: KeyspaceId, range: &KeyRange, reverse: bool) -
         rows_max: 0,
         bytes_max: 0,
         consistency: message::Consistency::Linearizable,
+        with: vec![],
     }
 }
 
@@ -413,11 +489,31 @@ pub(crate) fn aims_of(
 
 async fn fetch(
     inner: Arc<Inner>,
-    shard: ShardId,
+    of: Shards,
     scan: message::Scan,
     consistency: Consistency,
-    within: Duration,
-) -> Result<Page, Error> {
+    span: Span,
+) -> Result<Page, Miss> {
+    let page = match of {
+        Shards::InTurn(shards) => fetch_one(&inner, shards[0], &scan, consistency, span).await?,
+        Shards::Merged(node, shards) => fetch_merged(&inner, node, &shards, &scan, consistency, span).await?,
+    };
+    let gets_on = page.next.as_ref().is_none_or(|next| {
+        if scan.reverse { scan.end.as_ref().is_none_or(|end| next < end) } else { *next > scan.start }
+    });
+    if !gets_on {
+        return Err(Miss::Failed(Error::unavailable("a shard's scan does not get on"))); // or the scan would never end
+    }
+    Ok(page)
+}
+
+async fn fetch_one(
+    inner: &Arc<Inner>,
+    shard: ShardId,
+    scan: &message::Scan,
+    consistency: Consistency,
+    span: Span,
+) -> Result<Page, Miss> {
     let request = Request {
         kind: Kind::Scan,
         keyspace: scan.keyspace,
@@ -428,13 +524,34 @@ async fn fetch(
         tail: Bytes::new(),
     };
     let read = |answer: Frame| Page::decode(&answer.head, answer.tail);
-    let (page, _) = ask_as(&inner, &request, Span::of(within), read).await?;
+    let (page, _) = ask_as(inner, &request, span, read).await.map_err(Miss::Failed)?;
     inner.saw(shard, page.revision);
-    let gets_on = page.next.as_ref().is_none_or(|next| {
-        if scan.reverse { scan.end.as_ref().is_none_or(|end| next < end) } else { *next > scan.start }
-    });
-    if !gets_on {
-        return Err(Error::unavailable("a shard's scan does not get on")); // or the scan would never end
+    Ok(page)
+}
+
+/// Asks a node once. What it cannot answer is asked of each shard, by [`ask_as`], which learns and tries again.
+async fn fetch_merged(
+    inner: &Arc<Inner>,
+    node: NodeId,
+    shards: &[ShardId],
+    scan: &message::Scan,
+    consistency: Consistency,
+    span: Span,
+) -> Result<Page, Miss> {
+    let apart = || Miss::Apart(span);
+    let view = inner.view();
+    let (shard, with) = shards.split_first().ok_or_else(apart)?;
+    let peer = view.peer(node).ok_or_else(apart)?;
+    let consistency = inner.wanted(consistency, *shard);
+    let scan = message::Scan { consistency, with: with.to_vec(), ..scan.clone() };
+    let head = codec::encode(&scan).map_err(|_| apart())?;
+    let header = Header { shard: *shard, epoch: view.routes.map().epoch, ..Header::new(Kind::Scan) };
+    let until = span.began + MERGED_TIME_MAX.min((span.deadline - span.began) / 2);
+    let answer = attempt(peer.link(), Frame::new(header, head, Bytes::new()), span.began, until).await;
+    let page = answer.ok().and_then(|answer| Page::decode(&answer.head, answer.tail).ok());
+    let page = page.filter(|page| page.with.len() == with.len()).ok_or_else(apart)?;
+    for (shard, revision) in shards.iter().zip(std::iter::once(&page.revision).chain(&page.with)) {
+        inner.saw(*shard, *revision);
     }
     Ok(page)
 }

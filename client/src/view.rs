@@ -105,6 +105,11 @@ impl View {
         Some(peer)
     }
 
+    /// A node.
+    pub(crate) fn peer(&self, node: NodeId) -> Option<&Arc<Peer>> {
+        self.peers.get(&node)
+    }
+
     /// Every node.
     pub(crate) fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
         self.peers.values()

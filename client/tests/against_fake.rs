@@ -185,7 +185,7 @@ async fn what_the_limits_forbid_is_refused_before_anything_is_sent() {
 
 #[tokio::test]
 async fn a_scan_gives_every_row_once_in_order_both_ways_and_goes_on_at_its_cursor() {
-    let (_fake, addr) = Fake::start(5, true).await;
+    let (fake, addr) = Fake::start(5, true).await;
     let client = Client::connect([addr]).await.unwrap();
     let mut batch = client.batch();
     let keys: Vec<Vec<u8>> = (0..500_u32).map(|n| format!("key/{n:04}").into_bytes()).collect();
@@ -221,6 +221,26 @@ async fn a_scan_gives_every_row_once_in_order_both_ways_and_goes_on_at_its_curso
         let mut rest = if reverse { rest.reverse() } else { rest }.rows();
         assert_eq!(rest.next().await.unwrap().unwrap().key, expected[123]);
     }
+    // Of few rows each node is asked once; if it merges nothing, each of its shards is.
+    for (apart, asked) in [(false, 1), (true, 1 + 5)] {
+        fake.apart.store(apart, Ordering::SeqCst);
+        let (before, merged) = (fake.requests.load(Ordering::SeqCst), fake.merged.load(Ordering::SeqCst));
+        let mut rows = client.scan("key/0100"..).limit(100).rows();
+        let mut found = Vec::new();
+        while let Some(row) = rows.next().await.unwrap() {
+            found.push(row.key.to_vec());
+        }
+        assert_eq!(found, keys[100..200]);
+        let pages = fake.requests.load(Ordering::SeqCst) - before;
+        assert!(if apart { pages >= asked } else { pages == asked }, "{pages} requests");
+        assert_eq!(fake.merged.load(Ordering::SeqCst) - merged, u32::from(!apart));
+    }
+    // Nor are causal reads merged: each shard has its own revision.
+    fake.apart.store(false, Ordering::SeqCst);
+    let merged = fake.merged.load(Ordering::SeqCst);
+    let mut rows = client.scan("key/0100"..).consistency(Consistency::Causal).limit(1).rows();
+    assert_eq!(rows.next().await.unwrap().unwrap().key, keys[100]);
+    assert_eq!(fake.merged.load(Ordering::SeqCst), merged);
     assert_eq!(client.count("key/".."key0").await.unwrap(), 500);
     assert_eq!(client.count("key/0010"..="key/0019").await.unwrap(), 10);
     assert_eq!(client.count("b".."a").await.unwrap(), 0);

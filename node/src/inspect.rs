@@ -5,10 +5,10 @@
 use crate::cell::Cell;
 use crate::log::LogEntry;
 use crate::owner::Shard;
+use crate::page::{PageLimits, PageReader};
 use crate::replica::{Output, is_member};
 use crate::shared::Shared;
 use crate::steps::Step;
-use crate::table::PageLimits;
 use shkv_proto::message::{Consistency, Scan, SnapshotHead};
 use shkv_proto::world::sim;
 use shkv_proto::{Epoch, NodeId, ReplicaId, ShardId};
@@ -116,11 +116,12 @@ impl Inspector {
             rows_max: 0,
             bytes_max: 0,
             consistency: Consistency::Eventual,
+            with: vec![],
         };
         let limits = PageLimits { rows: usize::MAX / 4, bytes: usize::MAX / 4 };
         let (page, applied, revision) = {
             let view = cell.view.read();
-            (view.begin_page(&everything, limits), view.applied.index, view.revision)
+            (PageReader::begin(&view, &everything, limits), view.applied.index, view.revision)
         };
         let page = page.read(&everything, limits).ok()?;
         let rows = page.iter().map(|(key, version, value)| (key.to_vec(), version, value.to_vec())).collect();

@@ -27,6 +27,7 @@ pub mod log;
 mod machine;
 mod memtable;
 mod owner;
+mod page;
 #[doc(hidden)]
 pub mod parts;
 mod peers;

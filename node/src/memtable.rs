@@ -247,12 +247,8 @@ pub struct Sorted<'a> {
 impl Sorted<'_> {
     /// Looks at the first rows of a range that are about to be read, side by side, as [`Table::warm`] does.
     pub fn warm(&self, range: KeyRange<'_>, reverse: bool, count: usize) {
-        let all = self.range(range);
-        let first: SmallVec<[&Slot; 2 * WARMED]> = if reverse {
-            all.rev().take(count).map(|(_, slot)| slot).collect()
-        } else {
-            all.take(count).map(|(_, slot)| slot).collect()
-        };
+        let first: SmallVec<[&Slot; 2 * WARMED]> =
+            self.range(range, reverse).take(count).map(|(_, slot)| slot).collect();
         warm_values(first.iter().filter_map(|slot| match slot {
             Slot::Live { value, .. } => Some(value),
             Slot::Dead => None,
@@ -264,8 +260,8 @@ impl Sorted<'_> {
         self.order[part].iter().map(|at| &self.rows[*at as usize])
     }
 
-    /// The rows of a range, from both ends.
-    pub fn range(&self, (start, end): KeyRange<'_>) -> impl DoubleEndedIterator<Item = &(Key, Slot)> {
+    /// The rows of a range, from its first to its last or in reverse.
+    pub fn range(&self, (start, end): KeyRange<'_>, reverse: bool) -> SortedRange<'_> {
         let first_not =
             |is_before: &dyn Fn(&[u8]) -> bool| self.order.partition_point(|at| is_before(&self.rows[*at as usize].0));
         let from = match start {
@@ -278,7 +274,23 @@ impl Sorted<'_> {
             Bound::Excluded(end) => first_not(&|key| key < end),
             Bound::Unbounded => self.order.len(),
         };
-        self.order[from.min(to)..to].iter().map(|at| &self.rows[*at as usize])
+        SortedRange { rows: self.rows, order: self.order[from.min(to)..to].iter(), reverse }
+    }
+}
+
+/// The rows of a range of a table in order.
+pub struct SortedRange<'a> {
+    rows: &'a [(Key, Slot)],
+    order: std::slice::Iter<'a, u32>,
+    reverse: bool,
+}
+
+impl<'a> Iterator for SortedRange<'a> {
+    type Item = &'a (Key, Slot);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let at = if self.reverse { self.order.next_back() } else { self.order.next() };
+        at.map(|at| &self.rows[*at as usize])
     }
 }
 
@@ -341,11 +353,11 @@ mod tests {
                         let (from, to) = (low.to_be_bytes(), high.to_be_bytes());
                         let sorted = table.sorted();
                         let range = (Bound::Included(&from[..]), Bound::Excluded(&to[..]));
-                        let found: Vec<_> = sorted.range(range).cloned().collect();
+                        let found: Vec<_> = sorted.range(range, false).cloned().collect();
                         let expected = model.range(low..high.max(low));
                         let expected: Vec<_> = expected.map(|(key, slot)| (Key::from_slice(&key.to_be_bytes()), slot.clone())).collect();
                         prop_assert_eq!(&found, &expected);
-                        let backwards: Vec<_> = sorted.range(range).rev().cloned().collect();
+                        let backwards: Vec<_> = sorted.range(range, true).cloned().collect();
                         prop_assert_eq!(backwards, found.iter().rev().cloned().collect::<Vec<_>>());
                         held = found.into_iter().next().or(held); // a value that is held is not written over
                     }
@@ -372,7 +384,7 @@ mod tests {
         assert_eq!([table.sort_more(), table.sort_more(), table.sort_more()], [true, true, false]);
         assert!(table.is_in_order());
         let sorted = table.sorted();
-        let keys: Vec<&Key> = sorted.range((Bound::Unbounded, Bound::Unbounded)).map(|(key, _)| key).collect();
+        let keys: Vec<&Key> = sorted.range((Bound::Unbounded, Bound::Unbounded), false).map(|(key, _)| key).collect();
         assert!(keys.len() == count as usize && keys.is_sorted());
     }
 

@@ -4,8 +4,9 @@ use crate::disk::RealDisk;
 use crate::log::Mark;
 use crate::machine::{self, Group, Ledger, Place, WriteKind};
 use crate::memtable::Table;
+use crate::page::{self, PageLimits};
 use crate::store::{Flush, ReplicaMeta, Store};
-use crate::table::{PageLimits, View};
+use crate::table::View;
 use bytes::Bytes;
 use shkv_proto::codec;
 use shkv_proto::map::Part;
@@ -95,9 +96,10 @@ impl ShardRows {
             rows_max: rows,
             bytes_max: u32::MAX,
             consistency: Consistency::Linearizable,
+            with: vec![],
         };
         let limits = PageLimits { rows: rows as usize, bytes: usize::MAX };
-        Ok(self.view.page(&scan, limits)?.rows.len())
+        Ok(page::read_at_once(&[&self.view], &scan, limits)?.rows.len())
     }
 }
 

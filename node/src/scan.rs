@@ -2,25 +2,29 @@
 //! block.
 
 use crate::cell::{Cell, read_failed};
+use crate::page::{self, Page, PageLimits, PageReader, PageRow};
 use crate::reply::Reply;
 use crate::session::{deadline_of, fresh, head_of, may_answer};
 use crate::shared::Shared;
-use crate::table::{Page, PageLimits, PageRow};
+use crate::table::View;
 use bytes::Bytes;
-use shkv_proto::limits::{COUNT_ROWS_MAX, KEY_BYTES_MAX, PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
+use shkv_proto::limits::{
+    COUNT_ROWS_MAX, KEY_BYTES_MAX, MERGED_ROWS_MAX, MERGED_SHARDS_MAX, PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX,
+    PAGE_ROWS_MAX,
+};
 use shkv_proto::message::{Consistency, CountDone, Failure, RefusalCode, RowHead, Scan, ScanDone};
 use shkv_proto::{Frame, ShardId};
+use smallvec::SmallVec;
 use std::sync::Arc;
 use tokio::time::Instant;
 
 /// A page of at most so many rows and bytes is read on the session's own thread, unless many rows in memory must be put in
 /// order for it: a change of threads costs more.
-const INLINE_MAX: PageLimits = PageLimits { rows: 128, bytes: 256 << 10 };
+const INLINE_MAX: PageLimits = PageLimits { rows: MERGED_ROWS_MAX, bytes: 256 << 10 };
 
 /// Answers a page of rows.
-pub async fn scan(shared: Arc<Shared>, frame: Frame, reply: Reply) {
+pub fn scan(shared: &Arc<Shared>, frame: Frame, reply: Reply) {
     let Some((scan, reply)) = head_of::<Scan>(&frame, reply) else { return };
-    let deadline = deadline_of(&frame);
     let limits = PageLimits {
         rows: match scan.rows_max {
             0 => PAGE_ROWS_MAX,
@@ -31,23 +35,91 @@ pub async fn scan(shared: Arc<Shared>, frame: Frame, reply: Reply) {
             bytes => (bytes as usize).min(PAGE_BYTES_MAX),
         },
     };
-    match page(&shared, frame.header.shard, scan, limits, deadline).await {
-        Ok(page) => {
-            let mut keys = Bytes::from(page.keys);
-            let head = |PageRow { key_bytes, version, value_bytes }| {
-                let key = keys.split_to(key_bytes as usize);
-                RowHead { key, version, value_bytes }
-            };
-            let rows = page.rows.into_iter().map(head).collect();
-            reply.done_with(&ScanDone { rows, next: page.next, revision: page.revision }, page.values.into());
+    let shard = frame.header.shard;
+    if !scan.with.is_empty() {
+        return match merged(shared, shard, &scan, limits) {
+            Ok((page, revisions)) => answer(reply, page, revisions),
+            Err(failure) => reply.failed(&failure),
+        };
+    }
+    let (shared, deadline) = (shared.clone(), deadline_of(&frame));
+    tokio::spawn(async move {
+        match page(&shared, shard, scan, limits, deadline).await {
+            Ok(page) => {
+                let revisions = page.revisions.to_vec();
+                answer(reply, page, revisions);
+            }
+            Err(failure) => reply.failed(&failure),
         }
-        Err(failure) => reply.failed(&failure),
+    });
+}
+
+fn answer(reply: Reply, page: Page, mut revisions: Vec<u64>) {
+    let mut keys = Bytes::from(page.keys);
+    let head = |PageRow { key_bytes, version, value_bytes }| {
+        let key = keys.split_to(key_bytes as usize);
+        RowHead { key, version, value_bytes }
+    };
+    let rows = page.rows.into_iter().map(head).collect();
+    let with = revisions.split_off(1);
+    reply.done_with(&ScanDone { rows, next: page.next, revision: revisions[0], with }, page.values.into());
+}
+
+/// A page of a shard and those that the scan names beside it, if it can be read without waiting for anything, and their
+/// revisions in that order.
+fn merged(shared: &Shared, shard: ShardId, scan: &Scan, limits: PageLimits) -> Result<(Page, Vec<u64>), Failure> {
+    let wrong = |text: String| Err(Failure::refusal(RefusalCode::Malformed, text));
+    if scan.with.len() >= MERGED_SHARDS_MAX {
+        return wrong(format!("a page of more than {MERGED_SHARDS_MAX} shards"));
+    }
+    if matches!(scan.consistency, Consistency::Causal { .. }) {
+        return wrong("a causal scan names a revision, which is of one shard".into());
+    }
+    let mut shards: SmallVec<[ShardId; 8]> = std::iter::once(shard).chain(scan.with.iter().copied()).collect();
+    shards.sort_unstable(); // whoever holds several shards took them in this order
+    if let Some(twice) = shards.windows(2).find(|pair| pair[0] == pair[1]) {
+        return wrong(format!("a page that has shard {} twice", twice[0]));
+    }
+    let cells = shards.iter().map(|shard| cell_of(shared, *shard, scan));
+    let cells = cells.collect::<Result<SmallVec<[Arc<Cell>; 8]>, Failure>>()?;
+    let limits = PageLimits { rows: limits.rows.min(INLINE_MAX.rows), bytes: limits.bytes.min(INLINE_MAX.bytes) };
+    if !cells.iter().all(|cell| cell.is_in_order()) {
+        return Err(apart("their rows in memory are not in order"));
+    }
+    #[cfg(feature = "sim")]
+    let began = crate::inspect::moment();
+    let page = {
+        let views: SmallVec<[_; 8]> = cells.iter().map(|cell| cell.view.read()).collect();
+        let views: SmallVec<[&View; 8]> = views.iter().map(|view| &**view).collect();
+        page::read_at_once(&views, scan, limits).map_err(|error| read_failed(&error))?
+    };
+    if !cells.iter().all(|cell| may_answer(shared, cell, scan.consistency, 0)) {
+        return Err(apart("a lease does not run"));
+    }
+    if page.is_locked && scan.consistency == Consistency::Linearizable {
+        return Err(apart("a transaction holds a key"));
+    }
+    #[cfg(feature = "sim")]
+    cells.iter().for_each(|cell| crate::inspect::served_read(cell, scan.consistency, began));
+    let revision = |shard| shards.binary_search(shard).map_or(0, |at| page.revisions[at]);
+    let revisions = std::iter::once(&shard).chain(&scan.with).map(revision).collect();
+    Ok((page, revisions))
+}
+
+/// Why a page was not merged. Each shard can be asked by itself, and waits for what it has to.
+fn apart(why: &str) -> Failure {
+    Failure::Busy {
+        retry_after_ms: 0,
+        text: format!("the shards cannot be read together now: {why}; ask each of them"),
     }
 }
 
 /// Answers the number of rows.
 pub async fn count(shared: Arc<Shared>, frame: Frame, reply: Reply) {
     let Some((mut scan, reply)) = head_of::<Scan>(&frame, reply) else { return };
+    if !scan.with.is_empty() {
+        return reply.failed(&Failure::refusal(RefusalCode::Malformed, "a count is of one shard"));
+    }
     scan.keys_only = true;
     let deadline = deadline_of(&frame);
     let limits = PageLimits { rows: PAGE_ROWS_MAX, bytes: PAGE_BYTES_MAX };
@@ -73,22 +145,8 @@ async fn page(
     limits: PageLimits,
     deadline: Instant,
 ) -> Result<Page, Failure> {
-    let wrong = || Failure::WrongShard { epoch: shared.epoch() };
-    let cell = shared.cell(shard).ok_or_else(wrong)?;
-    if scan.keyspace != cell.keyspace {
-        return Err(wrong());
-    }
-    // A bound may be one byte longer than a key: that is where a scan goes on behind the longest key.
-    if scan.start.len().max(scan.end.as_ref().map_or(0, Vec::len)) > KEY_BYTES_MAX + 1 {
-        return Err(Failure::refusal(
-            RefusalCode::KeyTooLarge,
-            format!("a bound of the range is over the limit of {KEY_BYTES_MAX} bytes"),
-        ));
-    }
+    let cell = cell_of(shared, shard, &scan)?;
     let consistency = scan.consistency;
-    if consistency != Consistency::Linearizable {
-        cell.answers_stale_reads()?;
-    }
     let scan = Arc::new(scan);
     match consistency {
         Consistency::Linearizable => {
@@ -97,23 +155,37 @@ async fn page(
         }
         Consistency::Causal { .. } | Consistency::Eventual => {
             let page = read(cell.clone(), scan, limits).await?;
-            if may_answer(shared, &cell, consistency, page.revision) {
-                Ok(page)
-            } else {
-                Err(Failure::Behind { revision: page.revision })
-            }
+            let revision = page.revisions[0];
+            if may_answer(shared, &cell, consistency, revision) { Ok(page) } else { Err(Failure::Behind { revision }) }
         }
     }
+}
+
+/// The shard, if it is here and may be asked for what the scan wants.
+fn cell_of(shared: &Shared, shard: ShardId, scan: &Scan) -> Result<Arc<Cell>, Failure> {
+    let wrong = || Failure::WrongShard { epoch: shared.epoch() };
+    let cell = shared.cell(shard).filter(|cell| cell.keyspace == scan.keyspace).ok_or_else(wrong)?;
+    // A bound may be one byte longer than a key: that is where a scan goes on behind the longest key.
+    if scan.start.len().max(scan.end.as_ref().map_or(0, Vec::len)) > KEY_BYTES_MAX + 1 {
+        return Err(Failure::refusal(
+            RefusalCode::KeyTooLarge,
+            format!("a bound of the range is over the limit of {KEY_BYTES_MAX} bytes"),
+        ));
+    }
+    if scan.consistency != Consistency::Linearizable {
+        cell.answers_stale_reads()?;
+    }
+    Ok(cell)
 }
 
 async fn read(cell: Arc<Cell>, scan: Arc<Scan>, limits: PageLimits) -> Result<Page, Failure> {
     let is_small = limits.rows <= INLINE_MAX.rows && limits.bytes <= INLINE_MAX.bytes;
     if is_small && cell.is_in_order() {
-        return cell.view.read().page(&scan, limits).map_err(|error| read_failed(&error));
+        return page::read_at_once(&[&cell.view.read()], &scan, limits).map_err(|error| read_failed(&error));
     }
     let ordered = move || {
         cell.put_in_order();
-        let page = cell.view.read().begin_page(&scan, limits);
+        let page = PageReader::begin(&cell.view.read(), &scan, limits);
         page.read(&scan, limits)
     };
     match shkv_proto::world::blocking(ordered).await {

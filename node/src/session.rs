@@ -207,7 +207,7 @@ impl Served {
         let is_member = matches!(self.peer.role, Role::Node(_) | Role::Balancer);
         match frame.header.kind {
             Kind::Get => get(shared, &frame, reply, &mut self.value),
-            Kind::Scan => drop(tokio::spawn(scan::scan(shared.clone(), frame, reply))),
+            Kind::Scan => scan::scan(shared, frame, reply),
             Kind::Count => drop(tokio::spawn(scan::count(shared.clone(), frame, reply))),
             Kind::Map => reply.result(
                 shared

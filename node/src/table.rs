@@ -6,14 +6,10 @@
 
 use crate::log::Mark;
 use crate::machine::Ledger;
-use crate::memtable::{Key, KeyRange, Slot, Table};
+use crate::memtable::{Slot, Table};
 use crate::store::{Base, StoreError};
 use bytes::Bytes;
-use shkv_proto::message::Scan;
 use shkv_proto::outbox::TAIL_COPY_BYTES_MAX;
-use std::cmp::Ordering;
-use std::iter::Peekable;
-use std::ops::Bound;
 use std::sync::Arc;
 
 /// What a get finds.
@@ -21,9 +17,6 @@ pub type Found = Option<(u64, Bytes)>;
 
 /// What a get finds whose value may have been copied elsewhere.
 pub type FoundInto = Option<(u64, Option<Bytes>)>;
-
-/// A page goes past so many removed rows at least before it ends without having as many rows as it may.
-const REMOVED_MIN: usize = if cfg!(test) { 4 } else { 128 };
 
 /// A shard's rows at one point of its log.
 pub struct View {
@@ -39,66 +32,6 @@ pub struct View {
     pub revision: u64,
     /// What the shard remembers beside its rows, as of the same entry.
     pub ledger: Ledger,
-}
-
-/// A page of rows, in the form in which it is sent.
-#[derive(Debug, Default)]
-pub struct Page {
-    /// The rows.
-    pub rows: Vec<PageRow>,
-    /// Their keys, one behind the other.
-    pub keys: Vec<u8>,
-    /// Their values, one behind the other.
-    pub values: Vec<u8>,
-    /// Where to go on, if the range is not done.
-    pub next: Option<Vec<u8>>,
-    /// The revision that the page was read at.
-    pub revision: u64,
-    /// Whether a transaction held a key of the part of the range that it covers.
-    pub is_locked: bool,
-}
-
-/// A row of a page: how long its key and value are.
-#[derive(Clone, Copy, Debug)]
-pub struct PageRow {
-    /// Bytes of its key.
-    pub key_bytes: u32,
-    /// Its version.
-    pub version: u64,
-    /// Bytes of its value; 0 when only keys were asked for.
-    pub value_bytes: u32,
-}
-
-impl Page {
-    fn add(&mut self, key: &[u8], version: u64, value: &[u8]) {
-        self.keys.extend_from_slice(key);
-        self.values.extend_from_slice(value);
-        self.rows.push(PageRow { key_bytes: key.len() as u32, version, value_bytes: value.len() as u32 });
-    }
-
-    /// Its rows: key, version and value.
-    #[cfg(any(test, feature = "sim"))]
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], u64, &[u8])> {
-        let (mut keys, mut values) = (&self.keys[..], &self.values[..]);
-        self.rows.iter().map_while(move |row| {
-            let key = keys.split_off(..row.key_bytes as usize)?;
-            Some((key, row.version, values.split_off(..row.value_bytes as usize)?))
-        })
-    }
-
-    fn last_key(&self) -> Option<&[u8]> {
-        let last = self.rows.last()?;
-        Some(&self.keys[self.keys.len() - last.key_bytes as usize..])
-    }
-}
-
-/// How much a page may hold.
-#[derive(Clone, Copy, Debug)]
-pub struct PageLimits {
-    /// Most rows.
-    pub rows: usize,
-    /// Most bytes; one row more may be added.
-    pub bytes: usize,
 }
 
 impl View {
@@ -132,207 +65,16 @@ impl View {
             None => Ok(self.base.get(key)?.map(|(version, value)| (version, Some(value)))),
         }
     }
-
-    /// A page, read while nobody writes: for few rows.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn page(&self, scan: &Scan, limits: PageLimits) -> Result<Page, StoreError> {
-        let locked = self.first_locked(scan);
-        if let Some(range) = range_of(scan) {
-            self.active.sorted().warm(range, scan.reverse, limits.rows);
-        }
-        self.rows_in_memory(scan, |rows| {
-            read_page(rows, false, &self.base, self.revision, locked.as_deref(), scan, limits)
-        })
-    }
-
-    /// Begins a page: takes from memory what it may need and a hold on redb, so that the rest runs while others write.
-    #[must_use]
-    pub fn begin_page(&self, scan: &Scan, limits: PageLimits) -> PageReader {
-        let in_memory = self.active.len() + self.sealed.as_ref().map_or(0, |table| table.len());
-        let mut memory = Vec::with_capacity(in_memory.min(limits.rows + 1));
-        let mut bytes = 0;
-        let mut cut = false;
-        self.rows_in_memory(scan, |rows| {
-            for (key, slot) in rows {
-                // One row more than fits: only what is beyond the page may be missing behind a cut.
-                if memory.len() > limits.rows || bytes > limits.bytes {
-                    cut = true;
-                    break;
-                }
-                bytes += key.len() + slot.value_bytes();
-                memory.push((key.clone(), slot.clone()));
-            }
-        });
-        PageReader { memory, cut, base: self.base.clone(), revision: self.revision, locked: self.first_locked(scan) }
-    }
-
-    /// The first locked key of the range, in the scan's direction.
-    fn first_locked(&self, scan: &Scan) -> Option<Vec<u8>> {
-        self.ledger.locks.first_in(range_of(scan)?, scan.reverse).map(<[u8]>::to_vec)
-    }
-
-    /// The rows of the range that are in memory, in the scan's direction.
-    fn rows_in_memory<T>(&self, scan: &Scan, work: impl FnOnce(&mut dyn Iterator<Item = &(Key, Slot)>) -> T) -> T {
-        let empty = Table::default();
-        let sealed = self.sealed.as_deref().unwrap_or(&empty);
-        let Some(range) = range_of(scan) else { return work(&mut std::iter::empty()) };
-        let (newer, older) = (self.active.sorted(), sealed.sorted());
-        let (newer, older) = (newer.range(range), older.range(range));
-        if scan.reverse {
-            work(&mut Merged { newer: newer.rev().peekable(), older: older.rev().peekable(), reverse: true })
-        } else {
-            work(&mut Merged { newer: newer.peekable(), older: older.peekable(), reverse: false })
-        }
-    }
-}
-
-/// Two ordered streams of rows as one; where both have a key, the newer one's row.
-struct Merged<A: Iterator, B: Iterator> {
-    newer: Peekable<A>,
-    older: Peekable<B>,
-    reverse: bool,
-}
-
-impl<'a, A, B> Iterator for Merged<A, B>
-where
-    A: Iterator<Item = &'a (Key, Slot)>,
-    B: Iterator<Item = &'a (Key, Slot)>,
-{
-    type Item = &'a (Key, Slot);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let order = match (self.newer.peek(), self.older.peek()) {
-            (Some((a, _)), Some((b, _))) => a.cmp(b),
-            (Some(_), None) => return self.newer.next(),
-            (None, _) => return self.older.next(),
-        };
-        match if self.reverse { order.reverse() } else { order } {
-            Ordering::Less => self.newer.next(),
-            Ordering::Greater => self.older.next(),
-            Ordering::Equal => {
-                self.older.next();
-                self.newer.next()
-            }
-        }
-    }
-}
-
-/// The range of a scan; `None` if nothing can be in it.
-#[must_use]
-pub fn range_of(scan: &Scan) -> Option<KeyRange<'_>> {
-    let end = match &scan.end {
-        Some(end) if end[..] <= scan.start[..] => return None,
-        Some(end) => Bound::Excluded(&end[..]),
-        None => Bound::Unbounded,
-    };
-    Some((Bound::Included(&scan.start[..]), end))
-}
-
-/// A page under way: it holds what it took from memory and reads the rest from redb.
-pub struct PageReader {
-    memory: Vec<(Key, Slot)>,
-    cut: bool,
-    base: Base,
-    revision: u64,
-    locked: Option<Vec<u8>>,
-}
-
-impl PageReader {
-    /// The rows of the page. Values are left out of `keys_only` scans.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn read(&self, scan: &Scan, limits: PageLimits) -> Result<Page, StoreError> {
-        let mut rows = self.memory.iter();
-        read_page(&mut rows, self.cut, &self.base, self.revision, self.locked.as_deref(), scan, limits)
-    }
-}
-
-/// Reads a page from rows in memory, which hide those in redb. With `cut` there may be more in memory behind the last of them.
-fn read_page(
-    memory: &mut dyn Iterator<Item = &(Key, Slot)>,
-    cut: bool,
-    base: &Base,
-    revision: u64,
-    locked: Option<&[u8]>,
-    scan: &Scan,
-    limits: PageLimits,
-) -> Result<Page, StoreError> {
-    let mut page = Page { revision, ..Page::default() };
-    let Some(range) = range_of(scan) else { return Ok(page) };
-    let mut base = base.range(range, scan.reverse)?;
-    let mut stored = base.next()?;
-    let mut memory = memory.peekable();
-    let mut removed_behind: Option<&[u8]> = None; // the last key behind the page's rows that is no more
-    let mut removed = 0;
-    let (first, second) =
-        if scan.reverse { (Ordering::Greater, Ordering::Less) } else { (Ordering::Less, Ordering::Greater) };
-    let done = loop {
-        let order = match (memory.peek(), &stored) {
-            (Some((key, _)), Some(row)) => key[..].cmp(row.key()),
-            (Some(_), None) => first,
-            // Behind the cut there may be newer rows in memory that the page did not take.
-            (None, _) if cut => break false,
-            (None, Some(_)) => second,
-            (None, None) => break true,
-        };
-        if order == second {
-            if let Some(row) = &stored {
-                let (version, value) = row.split()?;
-                page.add(row.key(), version, if scan.keys_only { &[] } else { value });
-            }
-            stored = base.next()?;
-        } else {
-            if order == Ordering::Equal {
-                stored = base.next()?;
-            }
-            let Some((key, slot)) = memory.next() else { break true };
-            match slot {
-                Slot::Live { version, value } => page.add(key, *version, if scan.keys_only { &[] } else { value }),
-                Slot::Dead => {
-                    removed_behind = Some(key);
-                    removed += 1;
-                    if removed > limits.rows.max(REMOVED_MIN) {
-                        break false; // or a page of few rows could take for ever
-                    }
-                    continue;
-                }
-            }
-        }
-        removed_behind = None;
-        if page.rows.len() >= limits.rows || page.keys.len() + page.values.len() >= limits.bytes {
-            break false;
-        }
-    };
-    let last = removed_behind.or(page.last_key());
-    page.next = last.filter(|_| !done).map(|key| after_key(key, scan.reverse));
-    page.is_locked = match (locked, &page.next) {
-        (None, _) => false,
-        (Some(_), None) => true,
-        (Some(locked), Some(next)) => (*locked < next[..]) != scan.reverse,
-    };
-    Ok(page)
-}
-
-/// The bound at which a scan goes on after `key`.
-fn after_key(key: &[u8], reverse: bool) -> Vec<u8> {
-    let mut next = Vec::with_capacity(key.len() + 1);
-    next.extend_from_slice(key);
-    if !reverse {
-        next.push(0);
-    }
-    next
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::page::{self, Page, PageLimits, PageReader};
     use crate::store::{Flush, ReplicaMeta, Store};
     use proptest::prelude::*;
     use shkv_proto::map::Part;
-    use shkv_proto::message::{Consistency, SnapshotHead};
+    use shkv_proto::message::{Consistency, Scan, SnapshotHead};
     use shkv_proto::{KeyspaceId, ReplicaId, ShardId};
     use std::collections::BTreeMap;
 
@@ -459,6 +201,7 @@ mod tests {
                 rows_max: 0,
                 bytes_max: 0,
                 consistency: Consistency::Eventual,
+                with: vec![],
             };
             let end = if high < 40 { high } else { 255 };
             let mut expected: Vec<_> = model.into_iter().filter(|(key, _)| (low..end).contains(key)).collect();
@@ -472,7 +215,7 @@ mod tests {
                 let (mut scan, mut found) = (whole.clone(), Vec::new());
                 loop {
                     let limits = PageLimits { rows, bytes };
-                    let page = if at_once { view.page(&scan, limits) } else { view.begin_page(&scan, limits).read(&scan, limits) };
+                    let page = if at_once { page::read_at_once(&[&view], &scan, limits) } else { PageReader::begin(&view, &scan, limits).read(&scan, limits) };
                     let page = page.unwrap();
                     prop_assert!(page.rows.len() <= rows);
                     found.extend(rows_of(&page));

@@ -281,6 +281,7 @@ async fn a_lock_of_a_batch_under_way_is_waited_for_until_the_deadline_and_not_lo
     let ops = [put("apple", "new"), put("kiwi", "new")];
     let coordinator = trap.catch(&mut shards, Step::BeforeDecide, &ops, "newnew", first_time(5, 1)).await;
     let leader = shards.leader(SECOND).await;
+    shards.give(THIRD, leader).await;
     let get = |consistency| Get { keyspace: KEYSPACE, key: b"kiwi", consistency };
     let ask = |head: Vec<u8>, kind, tail: &'static [u8]| {
         let link = shards.group.nodes[leader].as_ref().unwrap().1.clone();
@@ -290,6 +291,12 @@ async fn a_lock_of_a_batch_under_way_is_waited_for_until_the_deadline_and_not_lo
     // The row as it was is told to those who may see an old one.
     let told = ask(codec::encode(&get(Consistency::Eventual)).unwrap(), Kind::Get, b"").await.unwrap().unwrap();
     assert_eq!(&told.tail[..], b"old");
+    // A page of several shards waits for no lock, but tells nothing that it hides.
+    let page = |consistency| Scan { with: vec![THIRD], consistency, ..everything() };
+    let told = ask(codec::encode(&page(Consistency::Eventual)).unwrap(), Kind::Scan, b"").await.unwrap().unwrap();
+    assert_eq!(&told.tail[..], b"old");
+    let told = ask(codec::encode(&page(Consistency::Linearizable)).unwrap(), Kind::Scan, b"").await.unwrap();
+    assert!(matches!(&told, Err(Failure::Busy { text, .. }) if text.contains("transaction")), "{told:?}");
     let write = Write { keyspace: KEYSPACE, key: b"kiwi", condition: Condition::Always, id: None };
     let (read, written) = tokio::join!(
         ask(codec::encode(&get(Consistency::Linearizable)).unwrap(), Kind::Get, b""),

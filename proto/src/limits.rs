@@ -24,6 +24,10 @@ pub const PAGE_BYTES_DEFAULT: usize = 1 << 20;
 pub const PAGE_BYTES_MAX: usize = 2 << 20;
 /// Most rows in a page.
 pub const PAGE_ROWS_MAX: usize = 10_000;
+/// Most rows in a page that a node merges from several of its shards.
+pub const MERGED_ROWS_MAX: usize = 128;
+/// Most shards that a node merges into one page.
+pub const MERGED_SHARDS_MAX: usize = 128;
 /// Rows that one count request looks at before it answers with a place to go on from.
 pub const COUNT_ROWS_MAX: usize = 200_000;
 /// Longest name of a node or a keyspace.

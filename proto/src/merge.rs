@@ -27,6 +27,8 @@ pub struct Page {
     pub next: Option<Vec<u8>>,
     /// As in [`ScanDone::revision`](crate::message::ScanDone::revision).
     pub revision: u64,
+    /// As in [`ScanDone::with`](crate::message::ScanDone::with).
+    pub with: Vec<u64>,
 }
 
 /// [`ScanDone`] as it lies in the head of an answer: no key is copied.
@@ -38,6 +40,7 @@ struct Head<'a> {
     rows: Vec<RowHead<'a>>,
     next: Option<Vec<u8>>,
     revision: u64,
+    with: Vec<u64>,
 }
 
 #[derive(Deserialize)]
@@ -53,7 +56,7 @@ impl Page {
     /// # Errors
     /// [`CodecError`]; [`CodecError::Malformed`] also when the lengths do not add up.
     pub fn decode(head: &Bytes, mut tail: Bytes) -> Result<Self, CodecError> {
-        let Head { rows: heads, next, revision } = codec::decode_borrowed(head)?;
+        let Head { rows: heads, next, revision, with } = codec::decode_borrowed(head)?;
         let mut rows = Vec::with_capacity(heads.len());
         for RowHead { key, version, value_bytes } in heads {
             let length = value_bytes as usize;
@@ -63,7 +66,7 @@ impl Page {
             rows.push(Row { key: head.slice_ref(key), version, value: tail.split_to(length) });
         }
         if tail.is_empty() {
-            Ok(Self { rows, next, revision })
+            Ok(Self { rows, next, revision, with })
         } else {
             Err(CodecError::Trailing { extra: tail.len() })
         }
@@ -139,6 +142,13 @@ impl Merge {
     pub fn new(sources: usize, reverse: bool) -> Self {
         let fronts = BinaryHeap::with_capacity(sources);
         Self { sources: (0..sources).map(|_| Source::default()).collect(), fronts, hungry: sources, reverse }
+    }
+
+    /// Adds a source, and returns its number: those of a source that turned out to be several.
+    pub fn add(&mut self) -> usize {
+        self.sources.push(Source::default());
+        self.hungry += 1;
+        self.sources.len() - 1
     }
 
     /// The sources of which more must be fed before the next row is known.
@@ -241,13 +251,17 @@ mod tests {
         let page = |bytes| {
             let row = |key, value_bytes| RowHead { key: Bytes::from_static(key), version: 7, value_bytes };
             let rows = vec![row(b"a", 1), row(b"b", bytes)];
-            Bytes::from(codec::encode(&ScanDone { rows, next: Some(vec![9]), revision: 8 }).expect("it is small"))
+            Bytes::from(
+                codec::encode(&ScanDone { rows, next: Some(vec![9]), revision: 8, with: vec![7] })
+                    .expect("it is small"),
+            )
         };
         assert!(Page::decode(&page(3), Bytes::from_static(b"xab")).is_err());
         assert!(Page::decode(&page(1), Bytes::from_static(b"xab")).is_err());
-        let Page { rows, next, revision } = Page::decode(&page(2), Bytes::from_static(b"xab")).expect("a sound page");
+        let Page { rows, next, revision, with } =
+            Page::decode(&page(2), Bytes::from_static(b"xab")).expect("a sound page");
         let expected = |key, value| Row { key: Bytes::from_static(key), version: 7, value: Bytes::from_static(value) };
         assert_eq!(rows, [expected(b"a", b"x"), expected(b"b", b"ab")]);
-        assert_eq!((next, revision), (Some(vec![9]), 8));
+        assert_eq!((next, revision, with), (Some(vec![9]), 8, vec![7]));
     }
 }

@@ -48,6 +48,8 @@ fn every_limit_is_told_with_its_number() {
         ("PAGE_BYTES_DEFAULT", PAGE_BYTES_DEFAULT as u64),
         ("PAGE_BYTES_MAX", PAGE_BYTES_MAX as u64),
         ("PAGE_ROWS_MAX", PAGE_ROWS_MAX as u64),
+        ("MERGED_ROWS_MAX", MERGED_ROWS_MAX as u64),
+        ("MERGED_SHARDS_MAX", MERGED_SHARDS_MAX as u64),
         ("COUNT_ROWS_MAX", COUNT_ROWS_MAX as u64),
         ("NAME_BYTES_MAX", NAME_BYTES_MAX as u64),
         ("MAP_NODES_MAX", MAP_NODES_MAX as u64),

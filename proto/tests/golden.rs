@@ -91,9 +91,15 @@ fn rows() -> [Example; 9] {
         rows_max: 2,
         bytes_max: 0,
         consistency: Consistency::Linearizable,
+        with: vec![ShardId(4)],
     };
     let row = |key: &[u8], version, value_bytes| RowHead { key: key.to_vec().into(), version, value_bytes };
-    let page = ScanDone { rows: vec![row(b"a", 5, 2), row(b"aa", 9, 1)], next: Some(b"aa\0".to_vec()), revision: 9 };
+    let page = ScanDone {
+        rows: vec![row(b"a", 5, 2), row(b"aa", 9, 1)],
+        next: Some(b"aa\0".to_vec()),
+        revision: 9,
+        with: vec![300],
+    };
     [
         example("Get", routed(Kind::Get), &get, b"", |head| read::<Get<'_>>(head)),
         example("GetDone", answer(Kind::Done), &got, b"value", |head| read::<GetDone>(head)),

@@ -299,6 +299,7 @@ async fn fetch_all(State(front): State<Front>, ask: Ask) -> Response {
         rows_max: 0,
         bytes_max: PAGE_BYTES_DEFAULT as u32,
         consistency: Consistency::Linearizable,
+        with: vec![],
     };
     // The first page is read before the answer begins, so that a failure still has a status.
     let first = match front.store.scan(&scan, None::<ShardId>, &ask).await {

@@ -409,6 +409,7 @@ async fn key_count(State(front): State<Front>, Path(id): Path<String>, ask: Ask)
             rows_max: 0,
             bytes_max: 0,
             consistency: Consistency::Linearizable,
+            with: vec![],
         };
         let mut count = 0;
         loop {

@@ -266,6 +266,7 @@ pub(crate) async fn range(
         rows_max: 0,
         bytes_max: 0,
         consistency: Consistency::Linearizable,
+        with: vec![],
     };
     let mut found = Vec::new();
     loop {

@@ -280,6 +280,7 @@ fn wish(mut query: Query) -> Result<Wish, String> {
         rows_max: 0,
         bytes_max: PAGE_BYTES_DEFAULT as u32,
         consistency: Consistency::Linearizable,
+        with: vec![],
     };
     Ok(Wish { scan, limit })
 }

@@ -420,6 +420,7 @@ async fn cut(store: &Store, keyspace: &str, fresh: &[RangeShard], after: &Catalo
             rows_max: 1,
             bytes_max: 0,
             consistency: Consistency::Linearizable,
+            with: vec![],
         };
         let page = store.scan(&scan, Some(free.id), &Ask::within(CHANGE_TIME_MAX)).await?;
         if !page.rows.is_empty() || page.next.is_some() {

@@ -630,5 +630,5 @@ fn page(shard: &Shard, scan: &Scan) -> (Vec<u8>, Bytes) {
         heads.push(RowHead { key: key.clone().into(), version: *version, value_bytes: value.len() as u32 });
         tail.extend_from_slice(value);
     }
-    (codec::encode(&ScanDone { rows: heads, next, revision: shard.revision }).unwrap(), tail.into())
+    (codec::encode(&ScanDone { rows: heads, next, revision: shard.revision, with: vec![] }).unwrap(), tail.into())
 }

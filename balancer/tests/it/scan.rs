@@ -21,6 +21,7 @@ fn whole() -> Scan {
         rows_max: 0,
         bytes_max: 0,
         consistency: Consistency::Linearizable,
+        with: vec![],
     }
 }
 
@@ -117,8 +118,10 @@ async fn a_scan_of_one_shard_gives_its_rows_and_its_revision() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_scan_of_no_keyspace_is_refused() {
+async fn a_scan_of_no_keyspace_and_one_that_names_shards_beside_its_own_are_refused() {
     let setup = setup(3, LAYOUT).await;
     let failure = page(&setup.client, &Scan { keyspace: KeyspaceId(9), ..whole() }).await.unwrap_err();
     assert!(matches!(failure, Failure::Refusal { code: RefusalCode::UnknownKeyspace, .. }), "{failure}");
+    let failure = page(&setup.client, &Scan { with: vec![ShardId(2)], ..whole() }).await.unwrap_err();
+    assert!(matches!(failure, Failure::Refusal { code: RefusalCode::Malformed, .. }), "{failure}");
 }

@@ -18,7 +18,7 @@ use shkv_proto::outbox::Outbox;
 use shkv_proto::session::{Session, accept};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -39,6 +39,10 @@ pub struct Fake {
     pub lose_answers: AtomicU32,
     /// Answer as many of the next writes that they met a lock.
     pub abort_next: AtomicU32,
+    /// Merge no pages of several shards.
+    pub apart: AtomicBool,
+    /// Pages of several shards that were merged.
+    pub merged: AtomicU32,
     /// The ids of all writes that came, in their order.
     pub ids: Mutex<Vec<WriteId>>,
     outcomes: Mutex<BTreeMap<(u64, u64), Answer>>,
@@ -75,6 +79,8 @@ impl Fake {
             requests: AtomicU32::new(0),
             lose_answers: AtomicU32::new(0),
             abort_next: AtomicU32::new(0),
+            apart: AtomicBool::new(false),
+            merged: AtomicU32::new(0),
             ids: Mutex::default(),
             outcomes: Mutex::default(),
             close: watch::Sender::new(()),
@@ -169,7 +175,7 @@ impl Fake {
             }
             Kind::Put | Kind::Delete => self.one(frame),
             Kind::Batch => self.batch(frame),
-            Kind::Scan => Ok(self.scan(frame)),
+            Kind::Scan => self.scan(frame),
             Kind::Count => {
                 let scan: Scan = codec::decode(&frame.head).unwrap();
                 let rows = self.matching(&scan, frame.header.shard).len() as u64;
@@ -278,9 +284,19 @@ impl Fake {
         rows
     }
 
-    fn scan(&self, frame: &Frame) -> (Vec<u8>, Bytes) {
+    fn scan(&self, frame: &Frame) -> Answer {
         let scan: Scan = codec::decode(&frame.head).unwrap();
-        let matching = self.matching(&scan, frame.header.shard);
+        if !scan.with.is_empty() {
+            if self.apart.load(Ordering::SeqCst) {
+                return Err(Failure::Busy { retry_after_ms: 0, text: "not together".into() });
+            }
+            self.merged.fetch_add(1, Ordering::SeqCst);
+        }
+        let mut matching = self.matching(&scan, frame.header.shard);
+        for shard in &scan.with {
+            matching.extend(self.matching(&scan, *shard));
+        }
+        matching.sort_by(|(a, ..), (b, ..)| if scan.reverse { b.cmp(a) } else { a.cmp(b) });
         let (mut rows, mut tail, mut bytes) = (Vec::new(), BytesMut::new(), 0);
         let rows_max = if scan.rows_max == 0 { usize::MAX } else { scan.rows_max as usize };
         let mut next = None;
@@ -295,7 +311,8 @@ impl Fake {
             tail.extend_from_slice(&value);
             rows.push(RowHead { key: key.into(), version, value_bytes: value.len() as u32 });
         }
-        (encoded(&ScanDone { rows, next, revision: *self.revision.lock() }), tail.freeze())
+        let revision = *self.revision.lock();
+        Ok((encoded(&ScanDone { rows, next, revision, with: vec![revision; scan.with.len()] }), tail.freeze()))
     }
 }
 

@@ -277,6 +277,7 @@ pub fn everything() -> Scan {
         rows_max: 7,
         bytes_max: 0,
         consistency: Consistency::Linearizable,
+        with: vec![],
     }
 }
 

@@ -11,7 +11,7 @@ pub use cluster::*;
 pub use consensus::*;
 pub use write::*;
 
-use crate::ids::{ClusterId, Epoch, KeyspaceId, NodeId};
+use crate::ids::{ClusterId, Epoch, KeyspaceId, NodeId, ShardId};
 use crate::limits::Limits;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -112,7 +112,7 @@ pub struct GetDone {
 }
 
 /// Head of [`crate::Kind::Scan`] and [`crate::Kind::Count`]. Both look at one shard, or, sent to a balancer with
-/// [`crate::ShardId::UNROUTED`], at the whole keyspace.
+/// [`crate::ShardId::UNROUTED`], at the whole keyspace; a scan also at several shards of one node.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Scan {
     /// The keyspace.
@@ -131,6 +131,10 @@ pub struct Scan {
     pub bytes_max: u32,
     /// How fresh.
     pub consistency: Consistency,
+    /// Further shards of the same node whose rows are merged into the page, each of them another one,
+    /// [`MERGED_SHARDS_MAX`](crate::limits::MERGED_SHARDS_MAX) at the most with the frame's own. Only a scan of a node
+    /// that is not causal may name some.
+    pub with: Vec<ShardId>,
 }
 
 impl Scan {
@@ -154,8 +158,10 @@ pub struct ScanDone {
     pub rows: Vec<RowHead>,
     /// Where to go on: the next `start`, or in reverse the next `end`. `None` when the range is done.
     pub next: Option<Vec<u8>>,
-    /// The shard's revision at which the page was read; 0 when it comes from several shards.
+    /// The shard's revision at which the page was read; 0 when a balancer merged it from several shards.
     pub revision: u64,
+    /// The revisions of the shards that [`Scan::with`] names.
+    pub with: Vec<u64>,
 }
 
 /// A row of a page, without its value.

@@ -70,8 +70,9 @@ pub fn welcome() -> impl Strategy<Value = Welcome> {
 
 /// A scan.
 pub fn scan() -> impl Strategy<Value = Scan> {
-    (small(), some_bytes(), of(some_bytes()), any::<(bool, bool)>(), small(), small(), consistency()).prop_map(
-        |(keyspace, start, end, (reverse, keys_only), rows_max, bytes_max, consistency)| Scan {
+    let with = vec(small().prop_map(ShardId), 0..4);
+    (small(), some_bytes(), of(some_bytes()), any::<(bool, bool)>(), (small(), small()), consistency(), with).prop_map(
+        |(keyspace, start, end, (reverse, keys_only), (rows_max, bytes_max), consistency, with)| Scan {
             keyspace: KeyspaceId(keyspace),
             start,
             end,
@@ -80,6 +81,7 @@ pub fn scan() -> impl Strategy<Value = Scan> {
             rows_max,
             bytes_max,
             consistency,
+            with,
         },
     )
 }
@@ -91,7 +93,8 @@ pub fn scan_done() -> impl Strategy<Value = ScanDone> {
         version,
         value_bytes,
     });
-    (vec(row, 0..20), of(some_bytes()), number()).prop_map(|(rows, next, revision)| ScanDone { rows, next, revision })
+    (vec(row, 0..20), of(some_bytes()), number(), vec(number(), 0..4))
+        .prop_map(|(rows, next, revision, with)| ScanDone { rows, next, revision, with })
 }
 
 /// Keys of a batch's operations, each with its value's length if it is a put.

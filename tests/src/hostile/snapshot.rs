@@ -136,6 +136,7 @@ impl Place {
             rows_max: 100,
             bytes_max: 0,
             consistency: Consistency::Eventual,
+            with: vec![],
         };
         for kind in [Kind::Scan, Kind::Count] {
             let head = codec::encode(&scan).expect("a small head");

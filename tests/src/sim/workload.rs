@@ -18,6 +18,8 @@ use std::time::Duration;
 const ROWS: u64 = 5;
 /// Writes after which other registers are used: a short history is judged soon.
 const GENERATION_WRITES: u64 = 60;
+/// Most rows of a scan with a limit.
+const SCANNED_MAX: u64 = 5;
 /// How long a call may take.
 const CALL_TIME_MAX: Duration = Duration::from_secs(3);
 /// Longest pause of a worker between two calls.
@@ -219,12 +221,15 @@ impl Story {
 
     async fn scan(&self, client: &Client) {
         let generation = self.values.load(Ordering::Relaxed) / GENERATION_WRITES;
-        let (start, end) = (format!("register/{generation:06}/"), format!("register/{generation:06}0"));
+        let (mut start, mut end) = (format!("register/{generation:06}/"), format!("register/{generation:06}0"));
         let reverse = world::rng().random_bool(0.5);
+        // Nodes merge what a scan with a limit wants of their shards.
+        let limit = world::rng().random_bool(0.5).then(|| world::rng().random_range(1..=SCANNED_MAX));
         let from = self.now();
         let scan =
             client.scan(start.as_bytes().to_vec()..end.as_bytes().to_vec()).page_bytes(60).deadline(CALL_TIME_MAX);
-        let mut rows = if reverse { scan.reverse().rows() } else { scan.rows() };
+        let scan = if reverse { scan.reverse() } else { scan };
+        let mut rows = limit.map_or(scan.clone(), |limit| scan.limit(limit)).rows();
         let mut found = Vec::new();
         loop {
             match rows.next().await {
@@ -237,6 +242,12 @@ impl Story {
             }
         }
         let until = self.now();
+        if limit == Some(found.len() as u64)
+            && let Some((last, ..)) = found.last()
+        {
+            // It says nothing of what is behind its last row.
+            if reverse { start.clone_from(last) } else { end = format!("{last}\0") }
+        }
         let mut told = self.told.lock();
         told.counts.scans += 1;
         told.scans.push(Scanned { start, end, reverse, rows: found, from, until });
