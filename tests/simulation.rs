@@ -12,7 +12,7 @@ const SEEDS: u64 = 200;
 const THREADS: usize = 2;
 
 /// Each planted fault, and within how many seeds from 1 it is found.
-const PLANTED: [(Bug, u64); 18] = [
+const PLANTED: [(Bug, u64); 19] = [
     (Bug::AckBeforeSync, 10),
     (Bug::VoteForgotten, 10),
     (Bug::AppliedTwice, 10),
@@ -25,6 +25,7 @@ const PLANTED: [(Bug, u64); 18] = [
     (Bug::FollowerAcksEarly, 20),
     (Bug::FlushKeepsRemoved, 20),
     (Bug::FlushOverSnapshot, 100),
+    (Bug::MergedWithoutLease, 40),
     (Bug::SnapshotShort, 20),
     (Bug::SessionsLost, 20),
     (Bug::LockLeft, 20),

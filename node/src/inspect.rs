@@ -286,6 +286,8 @@ pub enum Bug {
     FlushKeepsRemoved,
     /// A sealed table is flushed although a snapshot has taken its place.
     FlushOverSnapshot,
+    /// A page of several shards is told without looking at their leases.
+    MergedWithoutLease,
     /// A snapshot leaves out its last row.
     SnapshotShort,
     /// A lease counts from when a promise came in, not from when it was asked for.
@@ -302,7 +304,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::AckBeforeSync,
         Self::VoteForgotten,
         Self::LeaseWithoutClock,
@@ -316,6 +318,7 @@ impl Bug {
         Self::FollowerAcksEarly,
         Self::FlushKeepsRemoved,
         Self::FlushOverSnapshot,
+        Self::MergedWithoutLease,
         Self::SnapshotShort,
         Self::LeaseFromAnswer,
         Self::SessionsLost,

@@ -120,8 +120,8 @@ impl Story {
 
     async fn one(&self, client: &Client) {
         match world::rng().random_range(0..20) {
-            0..15 => self.register(client).await,
-            15..18 => self.write_once(client).await,
+            0..14 => self.register(client).await,
+            14..17 => self.write_once(client).await,
             _ => self.scan(client).await,
         }
     }
@@ -224,7 +224,7 @@ impl Story {
         let (mut start, mut end) = (format!("register/{generation:06}/"), format!("register/{generation:06}0"));
         let reverse = world::rng().random_bool(0.5);
         // Nodes merge what a scan with a limit wants of their shards.
-        let limit = world::rng().random_bool(0.5).then(|| world::rng().random_range(1..=SCANNED_MAX));
+        let limit = world::rng().random_bool(0.7).then(|| world::rng().random_range(1..=SCANNED_MAX));
         let from = self.now();
         let scan =
             client.scan(start.as_bytes().to_vec()..end.as_bytes().to_vec()).page_bytes(60).deadline(CALL_TIME_MAX);
