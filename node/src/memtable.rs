@@ -245,16 +245,6 @@ pub struct Sorted<'a> {
 }
 
 impl Sorted<'_> {
-    /// Looks at the first rows of a range that are about to be read, side by side, as [`Table::warm`] does.
-    pub fn warm(&self, range: KeyRange<'_>, reverse: bool, count: usize) {
-        let first: SmallVec<[&Slot; 2 * WARMED]> =
-            self.range(range, reverse).take(count).map(|(_, slot)| slot).collect();
-        warm_values(first.iter().filter_map(|slot| match slot {
-            Slot::Live { value, .. } => Some(value),
-            Slot::Dead => None,
-        }));
-    }
-
     /// So many of the rows, counted in their order.
     pub fn part(&self, part: Range<usize>) -> impl Iterator<Item = &(Key, Slot)> {
         self.order[part].iter().map(|at| &self.rows[*at as usize])
@@ -279,10 +269,22 @@ impl Sorted<'_> {
 }
 
 /// The rows of a range of a table in order.
+#[derive(Clone)]
 pub struct SortedRange<'a> {
     rows: &'a [(Key, Slot)],
     order: std::slice::Iter<'a, u32>,
     reverse: bool,
+}
+
+impl SortedRange<'_> {
+    /// Looks at the first rows, which are about to be read, side by side, as [`Table::warm`] does.
+    pub fn warm(&self, count: usize) {
+        let first: SmallVec<[&Slot; 2 * WARMED]> = self.clone().take(count).map(|(_, slot)| slot).collect();
+        warm_values(first.iter().filter_map(|slot| match slot {
+            Slot::Live { value, .. } => Some(value),
+            Slot::Dead => None,
+        }));
+    }
 }
 
 impl<'a> Iterator for SortedRange<'a> {

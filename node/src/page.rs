@@ -1,8 +1,9 @@
 //! Pages of rows in order, of one shard or merged from several. Pure but for what [`Base`] reads.
 
-use crate::memtable::{Key, KeyRange, Slot, Sorted, SortedRange, Table};
+use crate::memtable::{Key, KeyRange, Slot, SortedRange, Table};
 use crate::store::{Base, BaseRange, BaseRow, StoreError};
 use crate::table::View;
+use shkv_proto::limits::MERGED_ROWS_MAX;
 use shkv_proto::merge::share;
 use shkv_proto::message::Scan;
 use smallvec::SmallVec;
@@ -59,6 +60,14 @@ impl Page {
         self.rows.push(PageRow { key_bytes: key.len() as u32, version, value_bytes: value.len() as u32 });
     }
 
+    /// Makes room for the rest of a page of few rows: most need no more then.
+    fn reserve_as_if_all_were_alike(&mut self, limits: PageLimits) {
+        let more = limits.rows.min(MERGED_ROWS_MAX);
+        self.rows.reserve(more);
+        self.keys.reserve((self.keys.len() * more).min(limits.bytes));
+        self.values.reserve((self.values.len() * more).min(limits.bytes));
+    }
+
     /// Its rows: key, version and value.
     #[cfg(any(test, feature = "sim"))]
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], u64, &[u8])> {
@@ -86,15 +95,16 @@ pub fn read_at_once(views: &[&View], scan: &Scan, limits: PageLimits) -> Result<
     let tables: SmallVec<[_; FEW]> =
         views.iter().map(|view| (view.active.sorted(), view.sealed.as_deref().unwrap_or(&empty).sorted())).collect();
     let likely = share(limits.rows, views.len());
-    let mut shards = SmallVec::with_capacity(views.len());
+    let mut shards = Vec::with_capacity(views.len());
     for (view, (newer, older)) in views.iter().zip(&tables) {
-        newer.warm(range, scan.reverse, likely);
-        let memory = Memory::Shared(Newest::of(newer, older, range, scan.reverse));
+        let newer = newer.range(range, scan.reverse);
+        newer.warm(likely);
+        let memory = Memory::Shared(Newest::of(newer, older.range(range, scan.reverse), scan.reverse));
         shards.push(ShardRows::new(memory, false, &view.base, range, scan.reverse)?);
     }
     let locked = views.iter().filter_map(|view| first_locked(view, scan));
     let locked = if scan.reverse { locked.max() } else { locked.min() };
-    read(shards, Page { revisions, ..Page::default() }, locked.as_deref(), scan, limits)
+    read(&mut shards, Page { revisions, ..Page::default() }, locked.as_deref(), scan, limits)
 }
 
 /// A page under way: it holds what it took from memory and reads the rest from redb.
@@ -117,7 +127,8 @@ impl PageReader {
         if let Some(range) = range_of(scan) {
             let empty = Table::default();
             let (newer, older) = (view.active.sorted(), view.sealed.as_deref().unwrap_or(&empty).sorted());
-            for (key, slot) in Newest::of(&newer, &older, range, scan.reverse) {
+            let (newer, older) = (newer.range(range, scan.reverse), older.range(range, scan.reverse));
+            for (key, slot) in Newest::of(newer, older, scan.reverse) {
                 // One row more than fits: only what is beyond the page may be missing behind a cut.
                 if memory.len() > limits.rows || bytes > limits.bytes {
                     cut = true;
@@ -137,9 +148,9 @@ impl PageReader {
     pub fn read(&self, scan: &Scan, limits: PageLimits) -> Result<Page, StoreError> {
         let page = Page { revisions: SmallVec::from_slice(&[self.revision]), ..Page::default() };
         let Some(range) = range_of(scan) else { return Ok(page) };
-        let mut shards = SmallVec::new();
-        shards.push(ShardRows::new(Memory::Taken(self.memory.iter()), self.cut, &self.base, range, scan.reverse)?);
-        read(shards, page, self.locked.as_deref(), scan, limits)
+        let memory = Memory::Taken(self.memory.iter());
+        let mut shards = [ShardRows::new(memory, self.cut, &self.base, range, scan.reverse)?];
+        read(&mut shards, page, self.locked.as_deref(), scan, limits)
     }
 }
 
@@ -167,9 +178,8 @@ struct Newest<'a> {
 }
 
 impl<'a> Newest<'a> {
-    fn of(newer: &'a Sorted<'_>, older: &'a Sorted<'_>, range: KeyRange<'_>, reverse: bool) -> Self {
-        let (newer, older) = (newer.range(range, reverse).peekable(), older.range(range, reverse).peekable());
-        Self { newer, older, reverse }
+    fn of(newer: SortedRange<'a>, older: SortedRange<'a>, reverse: bool) -> Self {
+        Self { newer: newer.peekable(), older: older.peekable(), reverse }
     }
 }
 
@@ -308,7 +318,7 @@ impl<'a> ShardRows<'a> {
 
 /// Reads a page of the rows of shards, merged.
 fn read(
-    mut shards: SmallVec<[ShardRows<'_>; FEW]>,
+    shards: &mut [ShardRows<'_>],
     mut page: Page,
     locked: Option<&[u8]>,
     scan: &Scan,
@@ -335,6 +345,9 @@ fn read(
         match passed {
             Passed::Row => {
                 removed_behind = None;
+                if page.rows.len() == 1 {
+                    page.reserve_as_if_all_were_alike(limits);
+                }
                 if page.rows.len() >= limits.rows || page.keys.len() + page.values.len() >= limits.bytes {
                     break false;
                 }

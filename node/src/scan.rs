@@ -22,10 +22,28 @@ use tokio::time::Instant;
 /// order for it: a change of threads costs more.
 const INLINE_MAX: PageLimits = PageLimits { rows: MERGED_ROWS_MAX, bytes: 256 << 10 };
 
-/// Answers a page of rows.
-pub fn scan(shared: &Arc<Shared>, frame: Frame, reply: Reply) {
-    let Some((scan, reply)) = head_of::<Scan>(&frame, reply) else { return };
-    let limits = PageLimits {
+/// Answers a page of rows of one shard.
+pub async fn scan(shared: Arc<Shared>, shard: ShardId, scan: Scan, deadline: Instant, reply: Reply) {
+    let limits = limits_of(&scan);
+    match page(&shared, shard, scan, limits, deadline).await {
+        Ok(page) => {
+            let revisions = page.revisions.to_vec();
+            answer(reply, page, revisions);
+        }
+        Err(failure) => reply.failed(&failure),
+    }
+}
+
+/// Answers a page of rows that are merged of a shard and those that the scan names beside it.
+pub fn merged_scan(shared: &Shared, shard: ShardId, scan: &Scan, reply: Reply) {
+    match merged(shared, shard, scan) {
+        Ok((page, revisions)) => answer(reply, page, revisions),
+        Err(failure) => reply.failed(&failure),
+    }
+}
+
+fn limits_of(scan: &Scan) -> PageLimits {
+    PageLimits {
         rows: match scan.rows_max {
             0 => PAGE_ROWS_MAX,
             rows => (rows as usize).min(PAGE_ROWS_MAX),
@@ -34,24 +52,7 @@ pub fn scan(shared: &Arc<Shared>, frame: Frame, reply: Reply) {
             0 => PAGE_BYTES_DEFAULT,
             bytes => (bytes as usize).min(PAGE_BYTES_MAX),
         },
-    };
-    let shard = frame.header.shard;
-    if !scan.with.is_empty() {
-        return match merged(shared, shard, &scan, limits) {
-            Ok((page, revisions)) => answer(reply, page, revisions),
-            Err(failure) => reply.failed(&failure),
-        };
     }
-    let (shared, deadline) = (shared.clone(), deadline_of(&frame));
-    tokio::spawn(async move {
-        match page(&shared, shard, scan, limits, deadline).await {
-            Ok(page) => {
-                let revisions = page.revisions.to_vec();
-                answer(reply, page, revisions);
-            }
-            Err(failure) => reply.failed(&failure),
-        }
-    });
 }
 
 fn answer(reply: Reply, page: Page, mut revisions: Vec<u64>) {
@@ -67,7 +68,7 @@ fn answer(reply: Reply, page: Page, mut revisions: Vec<u64>) {
 
 /// A page of a shard and those that the scan names beside it, if it can be read without waiting for anything, and their
 /// revisions in that order.
-fn merged(shared: &Shared, shard: ShardId, scan: &Scan, limits: PageLimits) -> Result<(Page, Vec<u64>), Failure> {
+fn merged(shared: &Shared, shard: ShardId, scan: &Scan) -> Result<(Page, Vec<u64>), Failure> {
     let wrong = |text: String| Err(Failure::refusal(RefusalCode::Malformed, text));
     if scan.with.len() >= MERGED_SHARDS_MAX {
         return wrong(format!("a page of more than {MERGED_SHARDS_MAX} shards"));
@@ -82,7 +83,8 @@ fn merged(shared: &Shared, shard: ShardId, scan: &Scan, limits: PageLimits) -> R
     }
     let cells = shards.iter().map(|shard| cell_of(shared, *shard, scan));
     let cells = cells.collect::<Result<SmallVec<[Arc<Cell>; 8]>, Failure>>()?;
-    let limits = PageLimits { rows: limits.rows.min(INLINE_MAX.rows), bytes: limits.bytes.min(INLINE_MAX.bytes) };
+    let PageLimits { rows, bytes } = limits_of(scan);
+    let limits = PageLimits { rows: rows.min(INLINE_MAX.rows), bytes: bytes.min(INLINE_MAX.bytes) };
     if !cells.iter().all(|cell| cell.is_in_order()) {
         return Err(apart("their rows in memory are not in order"));
     }

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use shkv_proto::codec::{self, CodecError};
 use shkv_proto::limits::{CREDIT_REQUESTS, OUTBOX_BYTES_SOFT};
 use shkv_proto::message::{
-    Consistency, Failure, Get, GetDone, Hello, MapDone, RaftMessage, RefusalCode, Resolve, Role, StatusDone,
+    Consistency, Failure, Get, GetDone, Hello, MapDone, RaftMessage, RefusalCode, Resolve, Role, Scan, StatusDone,
 };
 use shkv_proto::outbox::SharedStream;
 use shkv_proto::session::{Session, SessionError};
@@ -207,7 +207,16 @@ impl Served {
         let is_member = matches!(self.peer.role, Role::Node(_) | Role::Balancer);
         match frame.header.kind {
             Kind::Get => get(shared, &frame, reply, &mut self.value),
-            Kind::Scan => scan::scan(shared, frame, reply),
+            Kind::Scan => {
+                let (shard, deadline) = (frame.header.shard, deadline_of(&frame));
+                let Some((scan, reply)) = head_of::<Scan>(&frame, reply) else { return };
+                if scan.with.is_empty() {
+                    tokio::spawn(scan::scan(shared.clone(), shard, scan, deadline, reply));
+                } else {
+                    scan::merged_scan(shared, shard, &scan, reply);
+                    tokio::task::yield_now().await; // the others of the thread do not wait for a whole batch of them
+                }
+            }
             Kind::Count => drop(tokio::spawn(scan::count(shared.clone(), frame, reply))),
             Kind::Map => reply.result(
                 shared
