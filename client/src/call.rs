@@ -16,8 +16,11 @@ use shkv_proto::ids::{Epoch, KeyspaceId, NodeId, ShardId};
 use shkv_proto::link::{CallError, Link, LinkError, done_or_failure};
 use shkv_proto::message::{self, Failure, RefusalCode, WriteId};
 use shkv_proto::retry::{Asked, Attempts, Step};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// How long an attempt waits for a connection that is not up, so that there is time left for another way.
@@ -83,23 +86,26 @@ impl Span {
 
 /// Sends a request and answers for its outcome. The number of attempts is bounded by the deadline and by the pauses of
 /// [`shkv_proto::retry`].
-pub(crate) async fn ask<T, E>(inner: &Arc<Inner>, request: &Request<'_, E>, span: Span) -> Result<Answered<T>, Error>
+pub(crate) fn ask<T, E>(
+    inner: &Arc<Inner>,
+    request: &Request<'_, E>,
+    span: Span,
+) -> impl Future<Output = Result<Answered<T>, Error>>
 where
     T: DeserializeOwned,
     E: Fn(message::Consistency, Option<WriteId>) -> Result<Vec<u8>, CodecError>,
 {
-    let read = |answer: Frame| Ok((codec::decode(&answer.head)?, answer.tail));
-    let ((head, tail), shard) = ask_as(inner, request, span, read).await?;
-    Ok(Answered { head, tail, shard })
+    let read = |answer: Frame, shard| Ok(Answered { head: codec::decode(&answer.head)?, tail: answer.tail, shard });
+    ask_as(inner, request, span, read)
 }
 
-/// Like [`ask`], for an answer that `read` takes apart. Returns it with the shard that it is of.
+/// Like [`ask`], for an answer that `read` takes apart, which is told the shard that it is of.
 pub(crate) async fn ask_as<A, E>(
     inner: &Arc<Inner>,
     request: &Request<'_, E>,
     span: Span,
-    read: impl Fn(Frame) -> Result<A, CodecError>,
-) -> Result<(A, ShardId), Error>
+    read: impl Fn(Frame, ShardId) -> Result<A, CodecError>,
+) -> Result<A, Error>
 where
     E: Fn(message::Consistency, Option<WriteId>) -> Result<Vec<u8>, CodecError>,
 {
@@ -124,8 +130,9 @@ where
             Way::Node(peer) => peer.link_at(),
             Way::Home(link) => (link, 0),
         };
-        let result = attempt(link, frame, now, try_until(deadline, now)).await.and_then(|answer| {
-            let read = read(answer);
+        let until = try_until(deadline, now);
+        let result = send(link, frame, now, until).await.map_err(CallError::from).and_then(|answer| {
+            let read = read(done_or_failure(answer)?, shard);
             Ok(read.map_err(|error| Failure::unknown(format!("an answer that cannot be read: {error}")))?)
         });
         let error = match result {
@@ -135,7 +142,7 @@ where
                 {
                     view.routes.note_leader(shard, peer.node);
                 }
-                return Ok((answer, shard));
+                return Ok(answer);
             }
             Err(error) => error,
         };
@@ -154,12 +161,16 @@ where
                 if Instant::now() + pause >= deadline {
                     return Err(attempts.out_of_time(&error).into());
                 }
-                if new_map {
-                    Box::pin(inner.refresh(deadline)).await;
-                }
-                if !pause.is_zero() {
-                    tokio::time::sleep(pause).await;
-                }
+                drop(error);
+                Box::pin(async {
+                    if new_map {
+                        inner.refresh(deadline).await;
+                    }
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
+                })
+                .await;
                 now = Instant::now();
             }
         }
@@ -274,14 +285,40 @@ pub(crate) fn try_until(deadline: Instant, now: Instant) -> Instant {
 
 /// Sends a frame over a link once. `now` may be a little old.
 pub(crate) async fn attempt(link: &Link, frame: Frame, now: Instant, until: Instant) -> Result<Frame, CallError> {
-    // What is rare has its state elsewhere: a call's own is allocated each time.
-    if !link.is_up() {
-        Box::pin(link.connected(until.min(Instant::now() + CONNECT_TIME_MAX))).await?;
+    Ok(done_or_failure(send(link, frame, now, until).await?)?)
+}
+
+/// The answer to a frame that was sent. It is small, because a call is moved as often as it is handed on.
+enum Sent<'a> {
+    Now(oneshot::Receiver<Result<Frame, LinkError>>),
+    /// When the link is up and has credit.
+    Later(Pin<Box<dyn Future<Output = Result<Frame, LinkError>> + Send + 'a>>),
+}
+
+fn send(link: &Link, mut frame: Frame, now: Instant, until: Instant) -> Sent<'_> {
+    if link.is_up() {
+        match link.try_send(frame, now, until) {
+            Ok(answer) => return Sent::Now(answer),
+            Err(unsent) => frame = unsent,
+        }
     }
-    let answer = match link.try_send(frame, now, until) {
-        Ok(answer) => answer,
-        Err(frame) => Box::pin(link.send(frame, until)).await,
-    };
-    let answer = answer.await.unwrap_or_else(|_| Err(LinkError::Lost("the link was closed".into())))?;
-    Ok(done_or_failure(answer)?)
+    Sent::Later(Box::pin(async move {
+        link.connected(until.min(Instant::now() + CONNECT_TIME_MAX)).await?;
+        link.send(frame, until).await.await.unwrap_or_else(|_| Err(closed()))
+    }))
+}
+
+fn closed() -> LinkError {
+    LinkError::Lost("the link was closed".into())
+}
+
+impl Future for Sent<'_> {
+    type Output = Result<Frame, LinkError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Now(answer) => Pin::new(answer).poll(context).map(|ended| ended.unwrap_or_else(|_| Err(closed()))),
+            Self::Later(answer) => answer.as_mut().poll(context),
+        }
+    }
 }

@@ -45,7 +45,7 @@ impl Keyspace {
         if let Some(id) = self.id.or_else(|| self.inner.default_keyspace.get().copied()) {
             return Ok(id);
         }
-        let id = self.inner.find_keyspace(DEFAULT_KEYSPACE, deadline).await?;
+        let id = Box::pin(self.inner.find_keyspace(DEFAULT_KEYSPACE, deadline)).await?;
         Ok(*self.inner.default_keyspace.get_or_init(|| id))
     }
 

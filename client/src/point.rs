@@ -120,23 +120,22 @@ impl Get {
     /// # }
     /// ```
     pub async fn answer(self) -> Result<Answer, Error> {
-        let Self { keyspace: of, key, consistency, within } = self;
-        let inner = of.inner();
-        check_key(inner.limits(), &key)?;
-        let span = Span::of(within);
-        let keyspace = of.id(span.deadline).await?;
+        let (inner, key) = (self.keyspace.inner(), &self.key);
+        check_key(inner.limits(), key)?;
+        let span = Span::of(self.within);
+        let keyspace = self.keyspace.id(span.deadline).await?;
         let request = Request {
             kind: Kind::Get,
             keyspace,
-            aim: Aim::Key(&key),
-            consistency,
+            aim: Aim::Key(key),
+            consistency: self.consistency,
             ticket: None,
-            head: |consistency, _| codec::encode(&message::Get { keyspace, key: &key, consistency }),
+            head: |consistency, _| codec::encode(&message::Get { keyspace, key, consistency }),
             tail: Bytes::new(),
         };
         let Answered { head, tail, shard }: Answered<GetDone> = ask(inner, &request, span).await?;
         inner.saw(shard, head.revision);
-        let row = head.version.map(|version| Row { key, version, value: tail });
+        let row = head.version.map(|version| Row { key: self.key, version, value: tail });
         Ok(Answer { row, consistency: head.consistency.into(), revision: head.revision })
     }
 }

@@ -523,8 +523,8 @@ async fn fetch_one(
         head: |consistency, _| codec::encode(&message::Scan { consistency, ..scan.clone() }),
         tail: Bytes::new(),
     };
-    let read = |answer: Frame| Page::decode(&answer.head, answer.tail);
-    let (page, _) = ask_as(inner, &request, span, read).await.map_err(Miss::Failed)?;
+    let read = |answer: Frame, _| Page::decode(&answer.head, answer.tail);
+    let page = ask_as(inner, &request, span, read).await.map_err(Miss::Failed)?;
     inner.saw(shard, page.revision);
     Ok(page)
 }

@@ -114,9 +114,9 @@ impl Worker {
     async fn act(&mut self, op: Op) -> Result<bool, shkv_client::Error> {
         match op {
             Op::Put(key) => self.keyspace.put(key, self.value.clone()).await.map(|_| true),
-            Op::Get(key) => self.get(key).await,
+            Op::Get(key) => Ok(self.get(key).answer().await?.row.is_some()),
             Op::Change(key) => {
-                let is_there = self.get(key).await?;
+                let is_there = self.get(key).answer().await?.row.is_some();
                 self.keyspace.put(key, self.value.clone()).await?;
                 Ok(is_there)
             }
@@ -132,9 +132,8 @@ impl Worker {
         }
     }
 
-    async fn get(&self, key: [u8; KEY_BYTES]) -> Result<bool, shkv_client::Error> {
-        let got = self.keyspace.get(key).consistency(self.consistency).answer().await?;
-        Ok(got.row.is_some())
+    fn get(&self, key: [u8; KEY_BYTES]) -> shkv_client::Get {
+        self.keyspace.get(key).consistency(self.consistency)
     }
 }
 
