@@ -342,7 +342,8 @@ impl Rows {
             return Ok(());
         }
         let inner = self.scan.keyspace.inner().clone();
-        let keyspace = self.scan.keyspace.id(Span::of(self.scan.within).deadline).await?;
+        let span = Span::of(self.scan.within);
+        let keyspace = self.scan.keyspace.id(span.deadline).await?;
         let mut shards = VecDeque::from(aims_of(&inner, keyspace, &self.rest, self.scan.consistency)?);
         let sources = if is_ranges(&inner, keyspace) {
             if self.scan.reverse {
@@ -350,7 +351,7 @@ impl Rows {
             }
             vec![Shards::InTurn(shards)]
         } else {
-            merged(&inner, &shards, self.scan.consistency, self.left)
+            merged(&inner, &shards, self.scan.consistency, self.left, span.began)
                 .unwrap_or_else(|| shards.into_iter().map(Shards::one).collect())
         };
         let page_bytes_default = (PAGE_BYTES_DEFAULT / sources.len().max(1)).max(PAGE_BYTES_MIN) as u32;
@@ -391,7 +392,13 @@ impl Shards {
 
 /// The sources of a scan that asks each node once for all the shards that it answers for; `None` where the shards must be asked
 /// one by one, or enough is wanted of each to do so.
-fn merged(inner: &Inner, shards: &VecDeque<ShardId>, consistency: Consistency, rows: u64) -> Option<Vec<Shards>> {
+fn merged(
+    inner: &Inner,
+    shards: &VecDeque<ShardId>,
+    consistency: Consistency,
+    rows: u64,
+    now: Instant,
+) -> Option<Vec<Shards>> {
     if consistency == Consistency::Causal || inner.config.through_balancer {
         return None;
     }
@@ -399,7 +406,7 @@ fn merged(inner: &Inner, shards: &VecDeque<ShardId>, consistency: Consistency, r
     let mut nodes: BTreeMap<NodeId, Vec<ShardId>> = BTreeMap::new();
     for shard in shards {
         let info = view.routes.map().shard(*shard)?;
-        let peer = view.peer_for(info, inner.wanted(consistency, *shard), &[], 1, Instant::now)?;
+        let peer = view.peer_for(info, inner.wanted(consistency, *shard), &[], 1, || now)?;
         nodes.entry(peer.node).or_default().push(*shard);
     }
     let sources = nodes.iter().flat_map(|(node, shards)| {
