@@ -254,7 +254,11 @@ async fn wait_for_map(cluster: &Cluster, told: Epoch, deadline: Instant) {
     }
 }
 
-async fn attempt(cluster: &Arc<Cluster>, request: &Request, tries: u32) -> Result<Frame, CallError> {
+/// One attempt, from which it learns.
+///
+/// # Errors
+/// Why it was not answered.
+pub(crate) async fn attempt(cluster: &Arc<Cluster>, request: &Request, tries: u32) -> Result<Frame, CallError> {
     let routes = cluster.routes();
     let target = request.target(&routes, tries)?;
     let Some(home) = cluster.pool.get(target.node) else {

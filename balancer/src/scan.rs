@@ -1,17 +1,20 @@
 //! Scans and counts over all shards of a keyspace, merged into one.
 //!
 //! Of each shard a fraction of the page is asked at first: with hashed keys every shard holds about the same share of
-//! any range, so that little is read in vain. The page never grows beyond what was asked for by more than one row.
+//! any range, so that little is read in vain. The page never grows beyond what was asked for by more than one row. Of a page of
+//! few rows each node is asked once for all the shards that it leads; what it cannot merge is asked shard by shard.
 
 use crate::cluster::Cluster;
 use crate::forward::{self, Request, Way};
 use bytes::{BufMut, Bytes, BytesMut};
 use shkv_proto::codec;
-use shkv_proto::limits::{PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
+use shkv_proto::limits::{MERGED_ROWS_MAX, MERGED_SHARDS_MAX, PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
 use shkv_proto::map::{Part, ShardInfo};
-use shkv_proto::merge::{self, Merge, Row, share};
+use shkv_proto::merge::{self, MERGED_TIME_MAX, Merge, Row, share};
 use shkv_proto::message::{Consistency, CountDone, Failure, RowHead, Scan, ScanDone};
-use shkv_proto::{Frame, Header, Kind, ShardId};
+use shkv_proto::route::Routes;
+use shkv_proto::{Frame, Header, Kind, NodeId, ShardId};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -96,16 +99,17 @@ impl Amount {
 
 async fn page(cluster: &Arc<Cluster>, whole: &Whole, shards: &[ShardId]) -> Result<(ScanDone, Bytes), Failure> {
     let wanted = Amount::of_page(&whole.scan);
-    let share = wanted.share(shards.len().max(1));
+    let groups = groups_of(&cluster.routes(), whole.scan.consistency, shards, wanted);
+    let share = wanted.share(groups.len().max(1));
     let mut part = whole.scan.clone();
     part.rows_max = share.rows as u32;
     part.bytes_max = share.bytes as u32;
-    let mut rests: Vec<Scan> = vec![part; shards.len()];
-    let mut merge = Merge::new(shards.len(), whole.scan.reverse);
+    let mut sources: Vec<Source> = groups.into_iter().map(|shards| Source { shards, rest: part.clone() }).collect();
+    let mut merge = Merge::new(sources.len(), whole.scan.reverse);
     let mut out = Page::default();
     loop {
         let hungry: Vec<usize> = merge.hungry().collect();
-        match feed(cluster, whole, shards, &mut rests, &mut merge, &hungry).await {
+        match feed(cluster, whole, &mut sources, &mut merge, &hungry).await {
             Ok(()) => {}
             // What is merged so far is right and in order; the rest may do better when it is asked for.
             Err(_) if !out.rows.is_empty() => return Ok(out.end(whole.scan.reverse)),
@@ -126,30 +130,82 @@ async fn page(cluster: &Arc<Cluster>, whole: &Whole, shards: &[ShardId]) -> Resu
     }
 }
 
-/// Fetches the next rows of the shards whose rows are used up.
+/// Shards of which pages are asked for together, and what is still to be asked of them.
+#[derive(Debug)]
+struct Source {
+    shards: Vec<ShardId>,
+    rest: Scan,
+}
+
+/// The shards by the node that leads them, if little is wanted of each; otherwise each by itself.
+fn groups_of(routes: &Routes, consistency: Consistency, shards: &[ShardId], wanted: Amount) -> Vec<Vec<ShardId>> {
+    let mut groups: BTreeMap<(NodeId, usize), Vec<ShardId>> = BTreeMap::new();
+    let mut led: BTreeMap<NodeId, usize> = BTreeMap::new();
+    let mut alone = Vec::new();
+    for shard in shards {
+        match routes.leader(*shard).filter(|_| consistency == Consistency::Linearizable) {
+            Some(node) => {
+                let number = led.entry(node).or_default();
+                groups.entry((node, *number / MERGED_SHARDS_MAX)).or_default().push(*shard);
+                *number += 1;
+            }
+            None => alone.push(vec![*shard]),
+        }
+    }
+    alone.extend(groups.into_values());
+    let is_little = wanted.share(alone.len().max(1)).rows <= MERGED_ROWS_MAX;
+    if is_little { alone } else { shards.iter().map(|shard| vec![*shard]).collect() }
+}
+
+/// Fetches the next rows of the sources whose rows are used up. One that a node does not merge becomes one for each of its shards.
 async fn feed(
     cluster: &Arc<Cluster>,
     whole: &Whole,
-    shards: &[ShardId],
-    rests: &mut [Scan],
+    sources: &mut Vec<Source>,
     merge: &mut Merge,
     hungry: &[usize],
 ) -> Result<(), Failure> {
     for some in hungry.chunks(FETCHES_MAX) {
         let mut fetches = JoinSet::new();
         for &at in some {
-            let request = request(whole, &rests[at], shards[at])?;
+            let Source { shards, rest } = &sources[at];
+            let with = shards[1..].to_vec();
+            let is_merged = !with.is_empty();
+            let mut request = request(whole, &Scan { with, ..rest.clone() }, shards[0])?;
             let cluster = cluster.clone();
-            fetches.spawn(async move { (at, forward::carry(&cluster, &cluster.routes(), request).await) });
+            fetches.spawn(async move {
+                if is_merged {
+                    let time = request.deadline.saturating_duration_since(request.begun) / 2;
+                    request.deadline = request.begun + time.min(MERGED_TIME_MAX);
+                    return (
+                        at,
+                        forward::attempt(&cluster, &request, 1).await.map_err(|error| busy(error.to_string())),
+                    );
+                }
+                (at, forward::carry(&cluster, &cluster.routes(), request).await)
+            });
         }
         while let Some(fetched) = fetches.join_next().await {
             let (at, answer) = fetched.map_err(|error| busy(error.to_string()))?;
-            let answer = answer?;
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(_) if sources[at].shards.len() > 1 => {
+                    for shard in sources[at].shards.split_off(1) {
+                        merge.add();
+                        sources.push(Source { shards: vec![shard], rest: sources[at].rest.clone() });
+                    }
+                    continue; // they are hungry, and are asked for in the next round
+                }
+                Err(failure) => return Err(failure),
+            };
             let garbled = |error: codec::CodecError| busy(format!("a page that cannot be read: {error}"));
             let page = merge::Page::decode(&answer.head, answer.tail).map_err(garbled)?;
+            if page.with.len() + 1 != sources[at].shards.len() {
+                return Err(busy("a page of other shards than were asked for".into()));
+            }
             merge.feed(at, page.rows, page.next.is_none());
             if let Some(next) = page.next {
-                rests[at] = rests[at].resumed(next);
+                sources[at].rest = sources[at].rest.resumed(next);
             }
         }
     }

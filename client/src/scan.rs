@@ -17,7 +17,7 @@ use shkv_proto::frame::{Frame, Header, Kind};
 use shkv_proto::ids::{KeyspaceId, NodeId, ShardId};
 use shkv_proto::limits::{MERGED_ROWS_MAX, MERGED_SHARDS_MAX, PAGE_BYTES_DEFAULT, PAGE_ROWS_MAX};
 use shkv_proto::map::{Part, ShardInfo};
-use shkv_proto::merge::{Merge, Page, Row, share};
+use shkv_proto::merge::{MERGED_TIME_MAX, Merge, Page, Row, share};
 use shkv_proto::message::{self, RefusalCode};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -27,8 +27,6 @@ use tokio::time::Instant;
 
 /// Smallest page that is asked of a shard when the caller names no size.
 const PAGE_BYTES_MIN: usize = 64 << 10;
-/// How long a node may take for a page that it merges, which waits for nothing, before each shard is asked by itself.
-const MERGED_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// A scan that is not yet begun; see [`crate::Client::scan`]. [`Scan::rows`] begins it.
 ///

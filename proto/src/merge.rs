@@ -6,6 +6,11 @@ use serde::Deserialize;
 use std::cmp::Ordering;
 use std::collections::binary_heap::PeekMut;
 use std::collections::{BinaryHeap, VecDeque};
+use std::time::Duration;
+
+/// How long a node may take for a page that it merges of its shards, which waits for nothing, before each of them is asked by
+/// itself.
+pub const MERGED_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// A row as a scan gives it.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -67,6 +67,8 @@ struct State {
     usurper: Option<Controller>,
     /// What became of the batches that depend on the controller's row and are more than a renewal.
     controlled: Vec<Result<(), Failure>>,
+    /// Pages of several shards that were merged.
+    merged: usize,
 }
 
 /// What all nodes of a test share.
@@ -106,6 +108,11 @@ impl World {
     /// The node that leads a shard.
     pub fn leader(&self, shard: ShardId) -> NodeId {
         self.state.lock().shards[&shard].leader.unwrap()
+    }
+
+    /// How many pages of several shards nodes have merged.
+    pub fn merged(&self) -> usize {
+        self.state.lock().merged
     }
 
     /// The shard of the default keyspace that holds a key.
@@ -495,7 +502,7 @@ impl Inner {
             return Err(Failure::WrongShard { epoch });
         }
         let elected = is_elected(&state, id);
-        let State { shards, usurper, controlled, .. } = &mut *state;
+        let State { shards, usurper, controlled, merged, .. } = &mut *state;
         let shard = shards.get_mut(&id).unwrap();
         let lead = || match shard.leader {
             _ if !elected => Err(Failure::NotLeader { hint: None }),
@@ -548,7 +555,12 @@ impl Inner {
             Kind::Scan => {
                 let scan: Scan = codec::decode(&frame.head).unwrap();
                 may_read(scan.consistency)?;
-                page(shard, &scan)
+                let all: Vec<&Shard> = std::iter::once(&id).chain(&scan.with).map(|id| &shards[id]).collect();
+                if all.iter().any(|shard| shard.leader != Some(self.id)) {
+                    return Err(Failure::Busy { retry_after_ms: 0, text: "not together".into() });
+                }
+                *merged += usize::from(all.len() > 1);
+                page(&all, &scan)
             }
             Kind::Count => {
                 let scan: Scan = codec::decode(&frame.head).unwrap();
@@ -611,8 +623,10 @@ fn in_range(key: &[u8], scan: &Scan) -> bool {
     key >= &scan.start[..] && scan.end.as_deref().is_none_or(|end| key < end)
 }
 
-fn page(shard: &Shard, scan: &Scan) -> (Vec<u8>, Bytes) {
-    let mut rows: Vec<_> = shard.rows.iter().filter(|(key, _)| in_range(key, scan)).collect();
+fn page(shards: &[&Shard], scan: &Scan) -> (Vec<u8>, Bytes) {
+    let rows = shards.iter().flat_map(|shard| &shard.rows).filter(|(key, _)| in_range(key, scan));
+    let mut rows: Vec<_> = rows.collect();
+    rows.sort();
     if scan.reverse {
         rows.reverse();
     }
@@ -630,5 +644,6 @@ fn page(shard: &Shard, scan: &Scan) -> (Vec<u8>, Bytes) {
         heads.push(RowHead { key: key.clone().into(), version: *version, value_bytes: value.len() as u32 });
         tail.extend_from_slice(value);
     }
-    (codec::encode(&ScanDone { rows: heads, next, revision: shard.revision, with: vec![] }).unwrap(), tail.into())
+    let (revision, with) = (shards[0].revision, shards[1..].iter().map(|shard| shard.revision).collect());
+    (codec::encode(&ScanDone { rows: heads, next, revision, with }).unwrap(), tail.into())
 }

@@ -103,6 +103,31 @@ async fn a_merged_scan_is_the_sorted_union_in_both_directions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_few_rows_is_merged_by_the_nodes_or_else_asked_of_each_shard() {
+    let setup = setup(3, LAYOUT).await;
+    for n in 0..60_u8 {
+        put(&setup.client, &[n], b"v").await.unwrap();
+    }
+    let scan = || Scan { start: vec![10], rows_max: 20, ..whole() };
+    let expected: Vec<Vec<u8>> = (10..60).map(|n| vec![n]).collect();
+    let found = |rows: Vec<Row>| rows.into_iter().map(|row| row.key.to_vec()).collect::<Vec<_>>();
+    assert_eq!(found(pages(&setup.client, scan()).await), expected);
+    let merged = setup.world.merged();
+    assert!(merged >= 3, "each of three pages of at least one node: {merged}");
+    // Another node leads a shard, which the balancer does not know: whoever led it merges nothing.
+    setup.world.mute_beats();
+    let (one, other) = (setup.world.shard_of(&[20]), setup.world.leads());
+    let new = *other.keys().find(|node| **node != setup.world.leader(one)).unwrap();
+    setup.world.set_leader(one, new);
+    assert_eq!(found(pages(&setup.client, scan()).await), expected);
+    assert!(setup.world.merged() > merged, "it is known by then");
+    // Pages of many rows are read by each shard for itself.
+    let merged = setup.world.merged();
+    assert_eq!(found(pages(&setup.client, Scan { rows_max: 0, ..scan() }).await), expected);
+    assert_eq!(setup.world.merged(), merged);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_scan_of_one_shard_gives_its_rows_and_its_revision() {
     let setup = setup(3, LAYOUT).await;
     for n in 0..50_u8 {
