@@ -2,17 +2,17 @@
 //! block.
 
 use crate::cell::{Cell, read_failed};
-use crate::page::{self, Page, PageLimits, PageReader, PageRow};
+use crate::page::{self, Page, PageLimits, PageReader};
 use crate::reply::Reply;
 use crate::session::{deadline_of, fresh, head_of, may_answer};
 use crate::shared::Shared;
 use crate::table::View;
-use bytes::Bytes;
+use serde::{Serialize, Serializer};
 use shkv_proto::limits::{
     COUNT_ROWS_MAX, KEY_BYTES_MAX, MERGED_ROWS_MAX, MERGED_SHARDS_MAX, PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX,
     PAGE_ROWS_MAX,
 };
-use shkv_proto::message::{Consistency, CountDone, Failure, RefusalCode, RowHead, Scan, ScanDone};
+use shkv_proto::message::{Consistency, CountDone, Failure, RefusalCode, Scan};
 use shkv_proto::{Frame, ShardId};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -27,8 +27,8 @@ pub async fn scan(shared: Arc<Shared>, shard: ShardId, scan: Scan, deadline: Ins
     let limits = limits_of(&scan);
     match page(&shared, shard, scan, limits, deadline).await {
         Ok(page) => {
-            let revisions = page.revisions.to_vec();
-            answer(reply, page, revisions);
+            let revisions = page.revisions.clone();
+            answer(reply, page, &revisions);
         }
         Err(failure) => reply.failed(&failure),
     }
@@ -37,7 +37,7 @@ pub async fn scan(shared: Arc<Shared>, shard: ShardId, scan: Scan, deadline: Ins
 /// Answers a page of rows that are merged of a shard and those that the scan names beside it.
 pub fn merged_scan(shared: &Shared, shard: ShardId, scan: &Scan, reply: Reply) {
     match merged(shared, shard, scan) {
-        Ok((page, revisions)) => answer(reply, page, revisions),
+        Ok((page, revisions)) => answer(reply, page, &revisions),
         Err(failure) => reply.failed(&failure),
     }
 }
@@ -55,15 +55,50 @@ fn limits_of(scan: &Scan) -> PageLimits {
     }
 }
 
-fn answer(reply: Reply, page: Page, mut revisions: Vec<u64>) {
-    let mut keys = Bytes::from(page.keys);
-    let head = |PageRow { key_bytes, version, value_bytes }| {
-        let key = keys.split_to(key_bytes as usize);
-        RowHead { key, version, value_bytes }
-    };
-    let rows = page.rows.into_iter().map(head).collect();
-    let with = revisions.split_off(1);
-    reply.done_with(&ScanDone { rows, next: page.next, revision: revisions[0], with }, page.values.into());
+fn answer(reply: Reply, mut page: Page, revisions: &[u64]) {
+    let values = std::mem::take(&mut page.values);
+    reply.done_with(&Head::of(&page, revisions), values.into());
+}
+
+/// [`ScanDone`](shkv_proto::message::ScanDone) as it is encoded of a page: no key is copied.
+#[derive(Serialize)]
+struct Head<'a> {
+    rows: RowHeads<'a>,
+    next: &'a Option<Vec<u8>>,
+    revision: u64,
+    with: &'a [u64],
+}
+
+impl<'a> Head<'a> {
+    /// The head of an answer with this page, and the revisions of the shard that was asked and those beside it.
+    fn of(page: &'a Page, revisions: &'a [u64]) -> Self {
+        Self { rows: RowHeads(page), next: &page.next, revision: revisions[0], with: &revisions[1..] }
+    }
+}
+
+struct RowHeads<'a>(&'a Page);
+
+#[derive(Serialize)]
+struct RowHead<'a> {
+    #[serde(serialize_with = "as_bytes")]
+    key: &'a [u8],
+    version: u64,
+    value_bytes: u32,
+}
+
+fn as_bytes<S: Serializer>(bytes: &&[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bytes(bytes)
+}
+
+impl Serialize for RowHeads<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut keys = &self.0.keys[..];
+        serializer.collect_seq(self.0.rows.iter().map(|row| {
+            let (key, rest) = keys.split_at(row.key_bytes as usize);
+            keys = rest;
+            RowHead { key, version: row.version, value_bytes: row.value_bytes }
+        }))
+    }
 }
 
 /// A page of a shard and those that the scan names beside it, if it can be read without waiting for anything, and their
@@ -197,5 +232,29 @@ async fn read(cell: Arc<Cell>, scan: Arc<Scan>, limits: PageLimits) -> Result<Pa
         Ok(Ok(page)) => Ok(page),
         Ok(Err(error)) => Err(read_failed(&error)),
         Err(error) => Err(Failure::unknown(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::PageRow;
+    use bytes::Bytes;
+    use shkv_proto::codec;
+    use shkv_proto::message::{RowHead, ScanDone};
+
+    #[test]
+    fn the_head_of_a_page_is_encoded_as_the_message() {
+        for next in [None, Some(b"next".to_vec())] {
+            let row = |key_bytes, version, value_bytes| PageRow { key_bytes, version, value_bytes };
+            let rows = vec![row(1, 7, 0), row(300, 1 << 40, 5), row(2, 8, 100_000)];
+            let keys = vec![b'k'; 303];
+            let page = Page { rows, keys, next: next.clone(), ..Page::default() };
+            let head =
+                |bytes, version, value_bytes| RowHead { key: Bytes::from(vec![b'k'; bytes]), version, value_bytes };
+            let rows = vec![head(1, 7, 0), head(300, 1 << 40, 5), head(2, 8, 100_000)];
+            let message = ScanDone { rows, next, revision: 9, with: vec![300, 2] };
+            assert_eq!(codec::encode(&Head::of(&page, &[9, 300, 2])).unwrap(), codec::encode(&message).unwrap());
+        }
     }
 }

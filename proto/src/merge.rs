@@ -84,7 +84,8 @@ impl Page {
 #[must_use]
 pub fn share(whole: usize, shards: usize) -> usize {
     let mean = whole.div_ceil(shards.max(1));
-    if shards <= 1 { whole } else { (mean + 2 * mean.isqrt() + 1).min(whole) }
+    let variance = mean - mean / shards.max(1);
+    if shards <= 1 { whole } else { (mean + 2 * variance.isqrt() + 1).min(whole) }
 }
 
 /// Merges sources that are each in order. Feed those that [`Merge::hungry`] names, then [`Merge::pop`].
@@ -245,7 +246,9 @@ mod tests {
 
     #[test]
     fn shares_cover_the_whole_and_stay_near_it() {
-        for (whole, shards, each) in [(100, 1, 100), (1, 8, 1), (100, 8, 20), (10_000, 8, 1_321), (7, 100, 4)] {
+        for (whole, shards, each) in
+            [(100, 1, 100), (1, 8, 1), (100, 3, 43), (100, 8, 20), (10_000, 8, 1_317), (7, 100, 4)]
+        {
             assert_eq!(share(whole, shards), each.min(whole), "{whole} rows of {shards} shards");
             assert!(share(whole, shards) * shards >= whole);
         }
