@@ -219,7 +219,7 @@ struct Source {
     span: Option<Span>,
 }
 
-/// Whose rows a source has.
+/// Whose rows a source has. There is at least one shard while something is still to be fetched.
 #[derive(Clone, Debug)]
 enum Shards {
     /// Those of the first shard, or of all of them by way of a balancer; behind it, one after the other, those of the rest, which are
@@ -347,7 +347,7 @@ impl Rows {
             if self.scan.reverse {
                 shards.make_contiguous().reverse();
             }
-            vec![Shards::InTurn(shards)]
+            Some(shards).filter(|shards| !shards.is_empty()).map(Shards::InTurn).into_iter().collect()
         } else {
             merged(&inner, &shards, self.scan.consistency, self.left, span.began)
                 .unwrap_or_else(|| shards.into_iter().map(Shards::one).collect())
