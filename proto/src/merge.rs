@@ -150,11 +150,10 @@ impl Merge {
         Self { sources: (0..sources).map(|_| Source::default()).collect(), fronts, hungry: sources, reverse }
     }
 
-    /// Adds a source, and returns its number: those of a source that turned out to be several.
-    pub fn add(&mut self) -> usize {
+    /// Adds a source behind the others: of one that turned out to be several.
+    pub fn add(&mut self) {
         self.sources.push(Source::default());
         self.hungry += 1;
-        self.sources.len() - 1
     }
 
     /// The sources of which more must be fed before the next row is known.
