@@ -141,6 +141,12 @@ impl Shared {
         self.tuning.table_bytes / self.owners.len()
     }
 
+    /// Bytes of entries that an owner applies before the first of them is in redb.
+    #[must_use]
+    pub fn log_bytes_per_owner(&self) -> u64 {
+        self.tuning.log_retain_bytes / self.owners.len() as u64
+    }
+
     /// The share of [`RECENT_BYTES_MAX`] that one owner has.
     pub fn recent_bytes_per_owner(&self) -> usize {
         RECENT_BYTES_MAX / self.owners.len()

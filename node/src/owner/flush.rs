@@ -1,55 +1,71 @@
-//! How an owner's rows get from memory to redb: all tables are sealed at once, and handed to the flusher part by part.
+//! How an owner's rows get from memory to redb: a few shards at a time, and those first whose rows have waited longest.
+//!
+//! The rows of each shard so have the time of a whole turn of all shards to come together: the more there are, the more of them
+//! share a page of redb. Meanwhile nearly all of the memory for rows is in use, by rows of all ages.
 
 use super::{Owner, Shard};
 use crate::flusher::Job;
-use crate::memtable::Table;
 use crate::store::{Base, Flush, ReplicaMeta};
 use shkv_proto::ShardId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The part of the bytes that rows in memory may take that is flushed before others have a turn, and room is made for new ones.
+/// The part of the bytes that rows in memory may take that is flushed at once, if no shard has more for itself.
 const FLUSHED_OF_TABLE: usize = 16;
+
 impl Owner {
-    /// Begins a flush when it is time.
+    /// Begins a flush when it is time: before rows in memory leave less room than for what comes during one, or when some have
+    /// waited for so long that the log grows too long.
     pub(super) fn flush_if_due(&mut self) {
-        let part = self.pace.part(self.shared.identity.id().0);
-        let budget = self.shared.table_bytes_per_owner() / 2 / 16 * part as usize;
-        let log_budget = self.shared.tuning.log_retain_bytes / 2 / 16 * part;
-        if !self.flushing && (self.flush_wanted || self.active_bytes >= budget || self.applied_bytes >= log_budget) {
-            self.flush_wanted = false;
+        if self.flushing {
+            return;
+        }
+        let age_max = self.shared.log_bytes_per_owner() / 16 * self.pace.part(self.shared.identity.id().0);
+        let is_due = match self.longest_unflushed() {
+            Some((number, since)) => {
+                let is_full = self.active_bytes + self.bytes_at_once(number) >= self.shared.table_bytes_per_owner();
+                is_full || self.applied_bytes - since >= age_max
+            }
+            None => false,
+        };
+        if is_due || !self.flush_wanted.is_empty() {
             self.flush();
         }
     }
 
-    /// Seals all tables and hands the first of them to the flusher. Tells whether there was anything.
-    pub(super) fn flush(&mut self) -> bool {
-        self.to_flush = self.shards.values_mut().filter_map(Shard::seal).collect();
-        if self.to_flush.is_empty() {
-            return false;
+    /// The shard whose rows have waited longest, and how many bytes of entries were applied before they came.
+    pub(super) fn longest_unflushed(&mut self) -> Option<(u32, u64)> {
+        while let Some((number, since)) = self.unflushed.front().copied() {
+            if self.shards.get(&number).is_some_and(|shard| shard.unflushed_since == Some(since)) {
+                return Some((number, since));
+            }
+            self.unflushed.pop_front(); // flushed out of turn, or not here any more
         }
-        self.flushing = true;
-        self.applied_bytes = 0;
-        self.sealed_bytes = self.to_flush.iter().map(|flush| flush.table.bytes()).sum();
-        self.active_bytes = self.active_bytes.saturating_sub(self.sealed_bytes);
-        self.pace.begin(self.sealed_bytes);
-        self.flush_more();
-        true
+        None
     }
 
-    /// Hands the next sealed tables to the flusher. Tells whether there were any left.
-    fn flush_more(&mut self) -> bool {
-        let bytes_max = self.shared.table_bytes_per_owner() / FLUSHED_OF_TABLE;
+    /// About as much is flushed at once if this shard is the first.
+    fn bytes_at_once(&self, number: u32) -> usize {
+        let first = self.shards.get(&number).map_or(0, |shard| shard.cell.view.read().active.bytes());
+        first.max(self.shared.table_bytes_per_owner() / FLUSHED_OF_TABLE)
+    }
+
+    /// Seals the tables of some shards and hands them to the flusher: of those that are wanted, and then of those that have
+    /// waited longest. Tells whether there were any.
+    pub(super) fn flush(&mut self) -> bool {
+        let whole = self.shared.table_bytes_per_owner();
         let mut tables = Vec::new();
         let mut bytes = 0;
-        while bytes < bytes_max
-            && let Some(flush) = self.to_flush.pop_front()
-        {
-            // Not what a snapshot has taken the place of meanwhile, or a replica that was deleted.
-            let is_wanted = self.shards.get(&flush.shard.0).is_some_and(|shard| shard.has_sealed(&flush.table));
-            #[cfg(feature = "sim")]
-            let is_wanted = is_wanted || crate::inspect::planted(crate::inspect::Bug::FlushOverSnapshot);
-            if is_wanted {
+        loop {
+            let next = match self.flush_wanted.pop_first() {
+                Some(wanted) => wanted,
+                None if bytes >= whole / FLUSHED_OF_TABLE => break,
+                None => match self.longest_unflushed() {
+                    Some((number, _)) => number,
+                    None => break,
+                },
+            };
+            if let Some(flush) = self.shards.get_mut(&next).and_then(Shard::seal) {
                 bytes += flush.table.bytes();
                 tables.push(flush);
             }
@@ -57,7 +73,10 @@ impl Owner {
         if tables.is_empty() {
             return false;
         }
-        self.pace.write(self.shared.clock.now(), bytes);
+        self.flushing = true;
+        self.pace.begin(self.shared.clock.now(), bytes, self.active_bytes, whole);
+        self.sealed_bytes = bytes;
+        self.active_bytes = self.active_bytes.saturating_sub(bytes);
         // A follower that is being sent a snapshot needs what follows it next.
         let mut keep = BTreeMap::new();
         for ((shard, _), index) in &self.sending {
@@ -82,17 +101,13 @@ impl Owner {
             shard.flushed = meta.state.index;
             shard.replica.flushed(meta.state.clone());
             shard.flushed_meta = meta;
+            self.touch(id.0); // a follower may wait for a snapshot of it
         }
         self.shared.flusher.submit(Job::Forget(before));
         self.released(released);
         self.pace.written(self.shared.clock.now());
-        if self.flush_more() {
-            return;
-        }
         self.flushing = false;
         self.sealed_bytes = 0;
-        let waiting: Vec<u32> = self.shards.keys().copied().collect();
-        waiting.into_iter().for_each(|number| self.touch(number)); // writes may have been held back
     }
 
     /// Shards' logs were let go up to these indexes.
@@ -106,17 +121,11 @@ impl Owner {
 }
 
 impl Shard {
-    /// Whether this table is still what was sealed here, and may be flushed.
-    fn has_sealed(&self, table: &Arc<Table>) -> bool {
-        !self.installing && self.cell.view.read().sealed.as_ref().is_some_and(|sealed| Arc::ptr_eq(sealed, table))
-    }
-
-    /// Seals the table in memory for a flush. `None` if nothing was applied since the last one, or one is under way.
+    /// Seals the table in memory for a flush. `None` if nothing was applied since the last one, or a snapshot is about to take
+    /// the place of it.
     fn seal(&mut self) -> Option<Flush> {
+        self.unflushed_since.take()?;
         let mut view = self.cell.view.write();
-        if view.sealed.is_some() || view.applied.index <= self.flushed || self.installing {
-            return None;
-        }
         let successor = view.active.successor();
         let table = Arc::new(std::mem::replace(&mut view.active, successor));
         view.sealed = Some(table.clone());

@@ -24,14 +24,14 @@ use crate::memtable::Table;
 use crate::replica::{Outgoing, Output, TICK};
 use crate::shared::Shared;
 use crate::snapshot::{self, Staged};
-use crate::store::{Base, Flush, ReplicaMeta};
+use crate::store::{Base, ReplicaMeta};
 use crate::table::View;
 use crate::{resolve, txn};
 use bytes::Bytes;
 use pace::Pace;
 use shkv_proto::message::{ChangeReplicas, Failure, RaftMessage, ReplicaStatus, TxnId};
 use shkv_proto::{NodeId, ReplicaId, ShardId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -118,22 +118,21 @@ pub struct Owner {
     /// Bytes of rows in memory, active and sealed.
     active_bytes: usize,
     sealed_bytes: usize,
-    /// Bytes of entries applied since the last flush began.
+    /// Bytes of entries applied since the owner began.
     applied_bytes: u64,
+    /// The shards with rows that are not in redb, with their [`Shard::unflushed_since`], in its order. Others may be among them.
+    unflushed: VecDeque<(u32, u64)>,
     flushing: bool,
-    /// Sealed tables that are flushed next, part by part.
-    to_flush: VecDeque<Flush>,
     /// How fast writes may come during a flush.
     pace: Pace,
-    /// Whether writes are held back, to go on a little later.
-    paced: bool,
-    /// Whether a snapshot is wanted that is newer than what redb holds.
-    flush_wanted: bool,
+    /// Shards of which a snapshot is wanted that is newer than what redb holds.
+    flush_wanted: BTreeSet<u32>,
     /// Frames of clients that had come when the last write was handed to the log.
     frames_seen: u64,
-    /// The last of the log's writes that brought proposals, until it is durable, and the shards with writes that wait for that.
-    /// What comes meanwhile shares the next write, whichever shards it is for.
+    /// The last of the log's writes that brought proposals, until it is durable. What comes meanwhile shares the next write,
+    /// whichever shards it is for.
     proposed: Option<Ticket>,
+    /// The shards with writes that wait for that, or for room.
     held: Vec<u32>,
 }
 
@@ -153,11 +152,10 @@ impl Owner {
             active_bytes: 0,
             sealed_bytes: 0,
             applied_bytes: 0,
+            unflushed: VecDeque::new(),
             flushing: false,
-            to_flush: VecDeque::new(),
             pace: Pace::default(),
-            paced: false,
-            flush_wanted: false,
+            flush_wanted: BTreeSet::new(),
             frames_seen: 0,
             proposed: None,
             held: Vec::new(),
@@ -179,7 +177,7 @@ impl Owner {
             tokio::select! { // every arm is cancel-safe: recv_many and tick take nothing when they lose
                 biased;
                 _ = ticks.tick(), if !self.shards.is_empty() => self.tick(),
-                () = async { tokio::time::sleep(PACE).await }, if self.paced => self.let_go_on(),
+                () = async { tokio::time::sleep(PACE).await }, if self.proposed.is_none() && !self.held.is_empty() => {}
                 count = mailbox.recv_many(&mut mails, ROUND_MAX) => {
                     if count == 0 {
                         return;
@@ -201,7 +199,7 @@ impl Owner {
                 if let Mail::Stop(done) = mail {
                     self.hand_all_over();
                     let until = self.shared.clock.now() + HANDOVER_TIME_MAX.as_nanos() as u64;
-                    stopping = Some(Stopping { done, until, flushed: false });
+                    stopping = Some(Stopping { done, until, flushed_before: None });
                 } else {
                     self.handle(mail);
                 }
@@ -339,10 +337,14 @@ impl Owner {
     /// nobody waits, a write is synced here instead of on the log's thread, and `true` says that more can go on now.
     fn round(&mut self, may_sync: bool) -> bool {
         let now = self.shared.clock.now();
-        let has_room = self.has_room(now);
+        let may_propose = self.proposed.is_none() && self.has_room(now);
+        if may_propose {
+            self.let_go_on();
+        }
         let mut round = Round {
             now,
-            may_propose: has_room && self.proposed.is_none(),
+            may_propose,
+            applied_bytes: self.applied_bytes,
             recent_bytes_max: self.shared.recent_bytes_per_owner() / self.shards.len().max(1),
             ..Round::default()
         };
@@ -353,16 +355,16 @@ impl Owner {
                 self.shared.fail(&format!("shard {number}: {error}"));
                 return false;
             }
-            self.flush_wanted |= shard.replica.wants_flush();
+            if shard.replica.wants_flush() {
+                self.flush_wanted.insert(number);
+            }
             #[cfg(feature = "sim")]
             crate::inspect::look(&self.shared, shard);
         }
         self.active_bytes = self.active_bytes.saturating_add_signed(round.table_growth);
-        self.applied_bytes += round.applied_bytes;
-        self.paced = !has_room && !round.held.is_empty();
-        if self.proposed.is_some() || self.paced {
-            self.held.append(&mut round.held);
-        }
+        self.applied_bytes = round.applied_bytes;
+        self.unflushed.extend(round.unflushed);
+        self.held.append(&mut round.held);
         // Followers first: their way to their disks is longer than ours to this one, and nothing here waits for ours.
         self.send(round.messages);
         let mut synced = None;
@@ -396,7 +398,6 @@ impl Owner {
     fn synced(&mut self, tickets: Vec<Ticket>) {
         if self.proposed.is_some_and(|proposed| tickets.contains(&proposed)) {
             self.proposed = None;
-            self.let_go_on();
         }
         for (number, output) in tickets {
             if let Some(shard) = self.shards.get_mut(&number) {
@@ -408,14 +409,18 @@ impl Owner {
 
     /// Lets shards with writes that were held back propose them.
     fn let_go_on(&mut self) {
-        self.paced = false;
-        std::mem::take(&mut self.held).into_iter().for_each(|number| self.touch(number));
+        for number in std::mem::take(&mut self.held) {
+            if let Some(shard) = self.shards.get_mut(&number) {
+                shard.held_back = false;
+            }
+            self.touch(number);
+        }
     }
 
     /// Whether more rows may come into memory.
     fn has_room(&self, now: u64) -> bool {
-        let whole = self.shared.table_bytes_per_owner();
-        if self.flushing { self.active_bytes <= self.pace.room(now, whole) } else { self.memory_bytes() <= whole }
+        let bytes_max = if self.flushing { self.pace.bytes_max(now) } else { self.shared.table_bytes_per_owner() };
+        self.active_bytes <= bytes_max
     }
 
     fn memory_bytes(&self) -> usize {
@@ -507,6 +512,12 @@ impl Owner {
                     meta.homes.push(home);
                 }
                 shard.installing = true;
+                shard.unflushed_since = None; // what is in memory is no more once the snapshot is in its place
+                #[cfg(feature = "sim")]
+                if crate::inspect::planted(crate::inspect::Bug::FlushOverSnapshot) {
+                    shard.unflushed_since = Some(self.applied_bytes);
+                    self.flush_wanted.insert(number);
+                }
                 shard.forget_flights("a snapshot took the place of the log");
                 self.installs.insert(number, Install { output, _claim: claim });
                 self.shared.flusher.submit(Job::Install { shard: ShardId(number), meta, ledger, owner: self.me });
@@ -563,11 +574,9 @@ impl Owner {
         if self.flushing || !self.installs.is_empty() {
             return Some(stopping);
         }
-        if !stopping.flushed {
-            stopping.flushed = true;
-            if self.flush() {
-                return Some(stopping);
-            }
+        let before = *stopping.flushed_before.get_or_insert(self.applied_bytes);
+        if self.longest_unflushed().is_some_and(|(_, since)| since <= before) && self.flush() {
+            return Some(stopping);
         }
         let _ = stopping.done.send(()); // whoever asked may be gone
         None
@@ -598,8 +607,10 @@ pub struct Round {
     pub installs: Vec<(u32, Output)>,
     /// Bytes that the tables in memory grew by.
     pub table_growth: isize,
-    /// Bytes of entries applied.
+    /// Bytes of entries that the owner has applied.
     pub applied_bytes: u64,
+    /// The shards that got their first rows since a flush, with their [`Shard::unflushed_since`].
+    pub unflushed: Vec<(u32, u64)>,
     /// Transactions that have held locks of a shard for long.
     pub old_locks: Vec<(ShardId, TxnId)>,
     /// Transactions that were decided before, with the other shards that must hear of it.
@@ -610,5 +621,6 @@ pub struct Round {
 struct Stopping {
     done: oneshot::Sender<()>,
     until: u64,
-    flushed: bool,
+    /// What was applied until so many bytes of entries is flushed.
+    flushed_before: Option<u64>,
 }

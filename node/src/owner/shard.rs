@@ -138,6 +138,9 @@ pub struct Shard {
     pub flushed_meta: ReplicaMeta,
     /// The last index that redb holds.
     pub flushed: u64,
+    /// How many bytes of entries the owner had applied before the first one here that is neither in redb nor on its way there.
+    /// `None` also while a snapshot is being put in place.
+    pub unflushed_since: Option<u64>,
     /// Its lease, while it leads.
     pub lease: Lease,
     /// Messages that wait for the write of an output to be durable, by the output's number.
@@ -170,6 +173,8 @@ pub struct Shard {
     learned: VecDeque<(ReplicaId, NodeId)>,
     /// Whether it is in the owner's list of shards to look at.
     pub dirty: bool,
+    /// Whether it is in the owner's list of shards with writes that are held back.
+    pub held_back: bool,
     queue: VecDeque<WriteJob>,
     queued_bytes: usize,
     flights: VecDeque<Flight>,
@@ -198,6 +203,7 @@ impl Shard {
             cell,
             replica,
             flushed: meta.state.index,
+            unflushed_since: None,
             flushed_meta: meta.clone(),
             meta,
             lease: Lease::default(),
@@ -215,6 +221,7 @@ impl Shard {
             eager: false,
             learned: VecDeque::new(),
             dirty: true,
+            held_back: false,
             queue: VecDeque::new(),
             queued_bytes: 0,
             flights: VecDeque::new(),
@@ -281,7 +288,8 @@ impl Shard {
         }
         self.reads.ask(&mut self.replica, tokens, round.now);
         self.go_on_with_change(round.now);
-        if !round.may_propose && !self.queue.is_empty() {
+        if !round.may_propose && !self.queue.is_empty() && !self.held_back {
+            self.held_back = true;
             round.held.push(self.cell.shard.0);
         }
         loop {
@@ -546,6 +554,10 @@ impl Shard {
     /// Applies committed entries and answers those who wait for them.
     fn apply(&mut self, entries: &[LogEntry], round: &mut Round) -> Result<(), ApplyError> {
         let Some(last) = entries.last() else { return Ok(()) };
+        if self.unflushed_since.is_none() {
+            self.unflushed_since = Some(round.applied_bytes);
+            round.unflushed.push((self.cell.shard.0, round.applied_bytes));
+        }
         let mut answers = Vec::new();
         for entry in entries {
             #[cfg(feature = "sim")]
