@@ -9,6 +9,7 @@
 //! ```
 
 mod admin;
+mod arena;
 mod ask;
 mod cell;
 mod claim;

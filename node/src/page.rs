@@ -1,8 +1,10 @@
 //! Pages of rows in order, of one shard or merged from several. Pure but for what [`Base`] reads.
 
-use crate::memtable::{Key, KeyRange, Slot, SortedRange, Table};
+use crate::arena::{Arena, At, Places, Row, Slot};
+use crate::memtable::{KeyRange, SortedRange, Table};
 use crate::store::{Base, BaseRange, BaseRow, StoreError};
 use crate::table::View;
+use bytes::Bytes;
 use shkv_proto::limits::MERGED_ROWS_MAX;
 use shkv_proto::merge::share;
 use shkv_proto::message::Scan;
@@ -109,7 +111,7 @@ pub fn read_at_once(views: &[&View], scan: &Scan, limits: PageLimits) -> Result<
 
 /// A page under way: it holds what it took from memory and reads the rest from redb.
 pub struct PageReader {
-    memory: Vec<(Key, Slot)>,
+    memory: Arena,
     cut: bool,
     base: Base,
     revision: u64,
@@ -120,22 +122,26 @@ impl PageReader {
     /// Begins a page: takes from memory what it may need and a hold on redb, so that the rest runs while others write.
     #[must_use]
     pub fn begin(view: &View, scan: &Scan, limits: PageLimits) -> Self {
-        let in_memory = view.active.len() + view.sealed.as_ref().map_or(0, |table| table.len());
-        let mut memory = Vec::with_capacity(in_memory.min(limits.rows + 1));
-        let mut bytes = 0;
+        let mut memory = Arena::default();
+        let (mut rows, mut bytes) = (0, 0);
         let mut cut = false;
         if let Some(range) = range_of(scan) {
             let empty = Table::default();
             let (newer, older) = (view.active.sorted(), view.sealed.as_deref().unwrap_or(&empty).sorted());
             let (newer, older) = (newer.range(range, scan.reverse), older.range(range, scan.reverse));
-            for (key, slot) in Newest::of(newer, older, scan.reverse) {
+            for Row { key, slot } in Newest::of(newer, older, scan.reverse) {
                 // One row more than fits: only what is beyond the page may be missing behind a cut.
-                if memory.len() > limits.rows || bytes > limits.bytes {
+                if rows > limits.rows || bytes > limits.bytes {
                     cut = true;
                     break;
                 }
                 bytes += key.len() + slot.value_bytes();
-                memory.push((key.clone(), slot.clone()));
+                rows += 1;
+                match slot {
+                    Slot::Live { version, .. } if scan.keys_only => memory.add(key, Some((version, &[])), Bytes::new),
+                    Slot::Live { version, value } => memory.add(key, Some((version, &value)), || value.to_bytes()),
+                    Slot::Dead => memory.add(key, None, Bytes::new),
+                };
             }
         }
         Self { memory, cut, base: view.base.clone(), revision: view.revision, locked: first_locked(view, scan) }
@@ -148,7 +154,7 @@ impl PageReader {
     pub fn read(&self, scan: &Scan, limits: PageLimits) -> Result<Page, StoreError> {
         let page = Page { revisions: SmallVec::from_slice(&[self.revision]), ..Page::default() };
         let Some(range) = range_of(scan) else { return Ok(page) };
-        let memory = Memory::Taken(self.memory.iter());
+        let memory = Memory::Taken(&self.memory, self.memory.places(At::default()));
         let mut shards = [ShardRows::new(memory, self.cut, &self.base, range, scan.reverse)?];
         read(&mut shards, page, self.locked.as_deref(), scan, limits)
     }
@@ -184,11 +190,11 @@ impl<'a> Newest<'a> {
 }
 
 impl<'a> Iterator for Newest<'a> {
-    type Item = &'a (Key, Slot);
+    type Item = Row<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let order = match (self.newer.peek(), self.older.peek()) {
-            (Some((a, _)), Some((b, _))) => in_direction(a, b, self.reverse),
+            (Some(a), Some(b)) => in_direction(a.key, b.key, self.reverse),
             (Some(_), None) => return self.newer.next(),
             (None, _) => return self.older.next(),
         };
@@ -210,14 +216,14 @@ fn in_direction(a: &[u8], b: &[u8], reverse: bool) -> Ordering {
 /// Rows in memory: in the tables, or taken from them.
 enum Memory<'a> {
     Shared(Newest<'a>),
-    Taken(std::slice::Iter<'a, (Key, Slot)>),
+    Taken(&'a Arena, Places<'a>),
 }
 
 impl<'a> Memory<'a> {
-    fn next(&mut self) -> Option<&'a (Key, Slot)> {
+    fn next(&mut self) -> Option<Row<'a>> {
         match self {
             Self::Shared(rows) => rows.next(),
-            Self::Taken(rows) => rows.next(),
+            Self::Taken(rows, places) => places.next().map(|at| rows.row(at)),
         }
     }
 }
@@ -229,7 +235,7 @@ struct ShardRows<'a> {
     cut: bool,
     base: BaseRange,
     /// The next row in memory.
-    kept: Option<&'a (Key, Slot)>,
+    kept: Option<Row<'a>>,
     /// The next row in redb.
     stored: Option<BaseRow>,
     /// How the former stands to the latter.
@@ -272,7 +278,7 @@ impl<'a> ShardRows<'a> {
 
     fn compare(&mut self) {
         self.order = match (self.kept, &self.stored) {
-            (Some((key, _)), Some(row)) => in_direction(key, row.key(), self.reverse),
+            (Some(kept), Some(row)) => in_direction(kept.key, row.key(), self.reverse),
             (Some(_), None) => Ordering::Less,
             (None, _) => Ordering::Greater,
         };
@@ -282,7 +288,7 @@ impl<'a> ShardRows<'a> {
     fn key(&self) -> Option<&[u8]> {
         match self.order {
             _ if self.is_cut() => None,
-            Ordering::Less | Ordering::Equal => self.kept.map(|(key, _)| &key[..]),
+            Ordering::Less | Ordering::Equal => self.kept.map(|row| row.key),
             Ordering::Greater => self.stored.as_ref().map(BaseRow::key),
         }
     }
@@ -300,7 +306,7 @@ impl<'a> ShardRows<'a> {
             Ordering::Greater => None,
         };
         self.compare();
-        let Some((key, slot)) = kept else {
+        let Some(Row { key, slot }) = kept else {
             let Some(row) = stored else { return Ok(Passed::Cut) };
             let (version, value) = row.split()?;
             page.add(row.key(), version, if keys_only { &[] } else { value });
@@ -308,7 +314,7 @@ impl<'a> ShardRows<'a> {
         };
         Ok(match slot {
             Slot::Live { version, value } => {
-                page.add(key, *version, if keys_only { &[] } else { value });
+                page.add(key, version, if keys_only { &[] } else { &value });
                 Passed::Row
             }
             Slot::Dead => Passed::Removed(key),
@@ -389,7 +395,6 @@ mod tests {
     use crate::machine::Ledger;
     use crate::machine::locks;
     use crate::store::{Flush, ReplicaMeta, Store};
-    use bytes::Bytes;
     use proptest::prelude::*;
     use shkv_proto::map::Part;
     use shkv_proto::message::{Consistency, SnapshotHead, TxnId};

@@ -4,9 +4,10 @@
 //! Invariants of [`View`]: `applied`, `revision` and `ledger` belong to exactly the writes that are in it; a row in `active` hides
 //! one in `sealed`, and that one hides the one in `base`.
 
+use crate::arena::Slot;
 use crate::log::Mark;
 use crate::machine::Ledger;
-use crate::memtable::{Slot, Table};
+use crate::memtable::Table;
 use crate::store::{Base, StoreError};
 use bytes::Bytes;
 use shkv_proto::outbox::TAIL_COPY_BYTES_MAX;
@@ -42,7 +43,7 @@ impl View {
     pub fn get(&self, key: &[u8]) -> Result<Found, StoreError> {
         let sealed = || self.sealed.as_ref().and_then(|table| table.get(key));
         match self.active.get(key).or_else(sealed) {
-            Some(Slot::Live { version, value }) => Ok(Some((*version, value.clone()))),
+            Some(Slot::Live { version, value }) => Ok(Some((version, value.to_bytes()))),
             Some(Slot::Dead) => Ok(None),
             None => self.base.get(key),
         }
@@ -57,10 +58,10 @@ impl View {
         let sealed = || self.sealed.as_ref().and_then(|table| table.get(key));
         match self.active.get(key).or_else(sealed) {
             Some(Slot::Live { version, value }) if value.len() <= TAIL_COPY_BYTES_MAX => {
-                small.extend_from_slice(value);
-                Ok(Some((*version, None)))
+                small.extend_from_slice(&value);
+                Ok(Some((version, None)))
             }
-            Some(Slot::Live { version, value }) => Ok(Some((*version, Some(value.clone())))),
+            Some(Slot::Live { version, value }) => Ok(Some((version, Some(value.to_bytes())))),
             Some(Slot::Dead) => Ok(None),
             None => Ok(self.base.get(key)?.map(|(version, value)| (version, Some(value)))),
         }
