@@ -3,6 +3,7 @@
 use crate::replica::LEASE;
 use shkv_proto::ReplicaId;
 use shkv_proto::message::SnapshotHead;
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 
 /// What a leader knows of its followers' promises in one term.
@@ -49,7 +50,7 @@ impl Lease {
             id if self.term == term => self.stamps.get(&id).copied().unwrap_or(0),
             _ => 0,
         };
-        let mut stamps: Vec<u64> = voters.iter().map(heard).collect();
+        let mut stamps: SmallVec<[u64; 8]> = voters.iter().map(heard).collect();
         stamps.sort_unstable_by(|a, b| b.cmp(a));
         stamps.get(voters.len() / 2).copied().unwrap_or(0)
     }
