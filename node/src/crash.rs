@@ -442,7 +442,7 @@ impl Small {
                 ledger: ledger_at(shard.last),
             });
         }
-        self.store.flush(&flushes).expect("the disk works");
+        self.store.flush(&flushes, &Default::default()).expect("the disk works");
         let flushed = self.shards.iter().map(|(number, shard)| (*number, shard.last)).collect();
         self.log.release(&flushed, SEGMENT).expect("the disk works");
         self.log.make_spares().expect("the disk works");

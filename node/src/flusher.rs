@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use shkv_proto::{ReplicaId, ShardId};
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::sync::{mpsc as mail, oneshot};
@@ -38,6 +39,8 @@ pub enum Job {
     Flush {
         /// The tables.
         tables: Vec<Flush>,
+        /// Counts their rows that are written.
+        rows_done: Arc<AtomicUsize>,
         /// By shard.
         keep: BTreeMap<u32, u64>,
         /// Who is told.
@@ -214,7 +217,7 @@ impl Work {
 
     fn job(&mut self, job: Job) -> Result<(), StoreError> {
         match job {
-            Job::Flush { tables, keep, owner } => self.flush(&tables, &keep, owner),
+            Job::Flush { tables, rows_done, keep, owner } => self.flush(&tables, &rows_done, &keep, owner),
             Job::Create(shard, meta, answer) => answered(answer, self.create(shard, &meta)),
             Job::Delete(shard, replica, answer) => {
                 self.staging.remove(&shard.0);
@@ -261,9 +264,15 @@ impl Work {
         self.store.base(shard).map(Some)
     }
 
-    fn flush(&mut self, tables: &[Flush], keep: &BTreeMap<u32, u64>, owner: usize) -> Result<(), StoreError> {
+    fn flush(
+        &mut self,
+        tables: &[Flush],
+        rows_done: &AtomicUsize,
+        keep: &BTreeMap<u32, u64>,
+        owner: usize,
+    ) -> Result<(), StoreError> {
         self.wait_for_space(tables.iter().map(|flush| flush.table.bytes() as u64).sum());
-        self.store.flush(tables)?;
+        self.store.flush(tables, rows_done)?;
         let mut flushed = Vec::with_capacity(tables.len());
         for flush in tables {
             flushed.push((flush.meta.clone(), flush.shard, self.store.base(flush.shard)?));

@@ -449,7 +449,7 @@ mod tests {
                        Some(Arc::new(table))
                    });
                    let table = tables[0].take().unwrap();
-                   store.flush(&[Flush { shard, meta: meta(1), table, ledger: Ledger::default() }]).unwrap();
+                   store.flush(&[Flush { shard, meta: meta(1), table, ledger: Ledger::default() }], &Default::default()).unwrap();
                    let base = store.base(shard).unwrap();
                    let mut active = tables[2].take().unwrap();
                    let active = std::mem::take(Arc::get_mut(&mut active).unwrap());

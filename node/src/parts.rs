@@ -69,7 +69,7 @@ impl ShardRows {
     pub fn flush(&mut self) -> Result<(), Box<dyn Error>> {
         let table = Arc::new(std::mem::take(&mut self.view.active));
         let (meta, ledger) = (meta(self.view.revision), Ledger::default());
-        self.store.flush(&[Flush { shard: SHARD, meta, table, ledger }])?;
+        self.store.flush(&[Flush { shard: SHARD, meta, table, ledger }], &Default::default())?;
         self.view.base = self.store.base(SHARD)?;
         Ok(())
     }

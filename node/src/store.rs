@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::{Bound, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
 const REPLICAS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("replicas");
@@ -45,7 +45,7 @@ const PAGES_OF_CACHE: (usize, usize) = (4, 5);
 /// Rows of a flush that are written in one transaction: their pages fit into half of a cache of some 50 MiB, where each is in one of its own.
 const ROWS_AT_ONCE: usize = if cfg!(any(test, feature = "sim")) { 4 } else { 4_096 };
 /// Rows that are put into redb between two looks whether others wait for the processor: some ten microseconds.
-const YIELD_EVERY_ROWS: u32 = 16;
+const YIELD_EVERY_ROWS: usize = 16;
 /// Bytes of a stored row before its value: flags, of which none is defined yet, and the version.
 const ROW_FIXED_BYTES: usize = 9;
 
@@ -238,14 +238,14 @@ impl Store {
         })
     }
 
-    /// Writes sealed tables, each sorted, so that they become durable all at once, with what they make of their replicas.
+    /// Writes sealed tables, each sorted, so that they become durable all at once, with what they make of their replicas. `rows_done`
+    /// counts the rows meanwhile.
     ///
     /// # Errors
     /// [`StoreError`]; it is then not known whether it was written, and the store must be opened anew.
-    pub fn flush(&self, flushes: &[Flush]) -> Result<(), StoreError> {
+    pub fn flush(&self, flushes: &[Flush], rows_done: &AtomicUsize) -> Result<(), StoreError> {
         // Pages get their checks when a transaction ends. Those of one that does not fit into the cache were written before, and would be
         // read and written again for that. A crash voids what is not durable yet.
-        let mut turns = 0;
         let mut pieces = Vec::new();
         let mut rows = 0;
         for flush in flushes {
@@ -255,14 +255,14 @@ impl Store {
                 pieces.push((flush, from..from + count));
                 (from, rows) = (from + count, rows + count);
                 if rows == ROWS_AT_ONCE {
-                    self.write_lazily(|txn| put_pieces(txn, &pieces, &mut turns))?;
+                    self.write_lazily(|txn| put_pieces(txn, &pieces, rows_done))?;
                     pieces.clear();
                     rows = 0;
                 }
             }
         }
         self.write(|txn| {
-            put_pieces(txn, &pieces, &mut turns)?;
+            put_pieces(txn, &pieces, rows_done)?;
             flushes.iter().try_for_each(|flush| {
                 let ledger = flush.ledger.encode().map_err(|error| StoreError(error.to_string()))?;
                 put_ledger(txn, flush.shard, &ledger)?;
@@ -309,9 +309,8 @@ impl Store {
         let work = |txn: &WriteTransaction| {
             let mut table = txn.open_table(rows_named(&staged_name(shard))).map_err(StoreError::of)?;
             let mut end = table.upper_bound_mut(Bound::<&[u8]>::Unbounded).map_err(StoreError::of)?;
-            let mut turns = 0;
-            for (key, row) in rows {
-                let_others_run_at_times(&mut turns);
+            for (number, (key, row)) in rows.iter().enumerate() {
+                let_others_run_at_times(number);
                 if row.len() < ROW_FIXED_BYTES {
                     return Err(StoreError("a snapshot's row is shorter than its fixed part".into()));
                 }
@@ -391,21 +390,27 @@ fn let_others_run() {
     std::thread::yield_now();
 }
 
-/// [`let_others_run`], once in so many turns.
-fn let_others_run_at_times(turns: &mut u32) {
-    *turns += 1;
-    if turns.is_multiple_of(YIELD_EVERY_ROWS) {
+/// [`let_others_run`], once in so many rows.
+fn let_others_run_at_times(rows: usize) {
+    if rows.is_multiple_of(YIELD_EVERY_ROWS) {
         let_others_run();
     }
 }
 
 /// Writes pieces of sorted tables.
-fn put_pieces(txn: &WriteTransaction, pieces: &[(&Flush, Range<usize>)], turns: &mut u32) -> Result<(), StoreError> {
+fn put_pieces(
+    txn: &WriteTransaction,
+    pieces: &[(&Flush, Range<usize>)],
+    rows_done: &AtomicUsize,
+) -> Result<(), StoreError> {
     for (flush, piece) in pieces {
         let mut table = txn.open_table(rows_named(&rows_name(flush.shard))).map_err(StoreError::of)?;
         let last = table.last().map_err(StoreError::of)?.map(|(key, _)| key.value().to_vec());
         let sorted = flush.table.sorted();
-        let mut rows = sorted.part(piece.clone()).inspect(|_| let_others_run_at_times(turns)).peekable();
+        let mut rows = sorted
+            .part(piece.clone())
+            .inspect(|_| let_others_run_at_times(rows_done.fetch_add(1, Ordering::Relaxed)))
+            .peekable();
         while let Some(Row { key, slot }) = rows.next_if(|row| last.as_ref().is_some_and(|last| row.key <= &last[..])) {
             match slot {
                 Slot::Live { version, value } => {

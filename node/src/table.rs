@@ -146,7 +146,10 @@ mod tests {
     fn flush(view: &mut View, store: &Store) {
         if let Some(table) = view.sealed.take() {
             store
-                .flush(&[Flush { shard: SHARD, meta: meta(view.revision), table, ledger: Ledger::default() }])
+                .flush(
+                    &[Flush { shard: SHARD, meta: meta(view.revision), table, ledger: Ledger::default() }],
+                    &Default::default(),
+                )
                 .unwrap();
             view.base = store.base(SHARD).unwrap();
         }

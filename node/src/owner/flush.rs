@@ -74,7 +74,8 @@ impl Owner {
             return false;
         }
         self.flushing = true;
-        self.pace.begin(self.shared.clock.now(), bytes, self.active_bytes, whole);
+        let rows = tables.iter().map(|flush| flush.table.len()).sum();
+        let rows_done = self.pace.begin(rows, bytes, self.active_bytes, whole);
         self.sealed_bytes = bytes;
         self.active_bytes = self.active_bytes.saturating_sub(bytes);
         // A follower that is being sent a snapshot needs what follows it next.
@@ -83,7 +84,7 @@ impl Owner {
             let lowest = keep.entry(*shard).or_insert(*index);
             *lowest = (*index).min(*lowest);
         }
-        self.shared.flusher.submit(Job::Flush { tables, keep, owner: self.me });
+        self.shared.flusher.submit(Job::Flush { tables, rows_done, keep, owner: self.me });
         true
     }
 
@@ -105,7 +106,6 @@ impl Owner {
         }
         self.shared.flusher.submit(Job::Forget(before));
         self.released(released);
-        self.pace.written(self.shared.clock.now());
         self.flushing = false;
         self.sealed_bytes = 0;
     }

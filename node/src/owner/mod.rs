@@ -337,7 +337,7 @@ impl Owner {
     /// nobody waits, a write is synced here instead of on the log's thread, and `true` says that more can go on now.
     fn round(&mut self, may_sync: bool) -> bool {
         let now = self.shared.clock.now();
-        let may_propose = self.proposed.is_none() && self.has_room(now);
+        let may_propose = self.proposed.is_none() && self.has_room();
         if may_propose {
             self.let_go_on();
         }
@@ -418,8 +418,8 @@ impl Owner {
     }
 
     /// Whether more rows may come into memory.
-    fn has_room(&self, now: u64) -> bool {
-        let bytes_max = if self.flushing { self.pace.bytes_max(now) } else { self.shared.table_bytes_per_owner() };
+    fn has_room(&self) -> bool {
+        let bytes_max = if self.flushing { self.pace.bytes_max() } else { self.shared.table_bytes_per_owner() };
         self.active_bytes <= bytes_max
     }
 

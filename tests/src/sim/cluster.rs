@@ -92,7 +92,7 @@ impl SimCluster {
     #[must_use]
     pub fn new(universe: &mut Universe, nodes: u8, late: u8, balancers: u8, clients: u8) -> Self {
         let tuning = Tuning {
-            table_bytes: universe.rng.random_range(4..64) << 10,
+            table_bytes: universe.rng.random_range(3..24) << 10,
             cache_bytes: 1 << 20,
             log_segment_bytes: universe.rng.random_range(16..64) << 10,
             log_retain_bytes: universe.rng.random_range(32..256) << 10,
