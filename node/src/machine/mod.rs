@@ -420,7 +420,7 @@ impl Step<'_> {
             return Ok(Err(self.note_refused(id, failure)));
         }
         let removed = if kind == WriteKind::Put {
-            rows::put(self.view, write.key, tail, || self.data.slice_ref(tail));
+            rows::put(self.view, write.key, tail, || self.data.slice_ref(tail))?;
             0
         } else {
             rows::delete(self.view, write.key, self.look || id.is_some())?

@@ -3,7 +3,7 @@
 use super::BadEntry;
 use crate::table::View;
 use bytes::{BufMut, Bytes, BytesMut};
-use shkv_proto::limits::BATCH_BYTES_MAX;
+use shkv_proto::limits::{BATCH_BYTES_MAX, KEY_BYTES_MAX};
 use shkv_proto::message::{BatchOp, Condition, Failure, RefusalCode, RowRead};
 
 /// What a batch's reads found: the rows in their order, and their values.
@@ -91,7 +91,7 @@ pub fn write_ops(view: &mut View, ops: &[BatchOp<'_>], tail: &mut Bytes, look: b
                     return Err(BadEntry::new("its values are shorter than its operations say"));
                 }
                 let value = tail.split_to(length);
-                put(view, key, &value, || value.clone());
+                put(view, key, &value, || value.clone())?;
             }
             BatchOp::Delete { key, .. } => removed += delete(view, key, look)?,
             BatchOp::Check { .. } | BatchOp::Read { .. } => {}
@@ -101,13 +101,24 @@ pub fn write_ops(view: &mut View, ops: &[BatchOp<'_>], tail: &mut Bytes, look: b
 }
 
 /// Writes a row. `share` gives the value as a part of what brought it.
-pub fn put(view: &mut View, key: &[u8], value: &[u8], share: impl FnOnce() -> Bytes) {
+pub fn put(view: &mut View, key: &[u8], value: &[u8], share: impl FnOnce() -> Bytes) -> Result<(), BadEntry> {
+    check_key(key)?;
     view.revision += 1;
     view.active.put(key, view.revision, value, share);
+    Ok(())
+}
+
+/// Whoever proposed it has looked at that; rows in memory have no place for longer keys.
+fn check_key(key: &[u8]) -> Result<(), BadEntry> {
+    if key.len() > KEY_BYTES_MAX {
+        return Err(BadEntry::new(format!("a key of it has {} bytes, the limit is {KEY_BYTES_MAX}", key.len())));
+    }
+    Ok(())
 }
 
 /// Removes a row. Whether there was one is looked up only where it is remembered or somebody waits to hear it.
 pub fn delete(view: &mut View, key: &[u8], look: bool) -> Result<u32, BadEntry> {
+    check_key(key)?;
     let existed = look && view.get(key).map_err(|error| BadEntry::new(error.to_string()))?.is_some();
     view.revision += 1;
     view.active.delete(key);

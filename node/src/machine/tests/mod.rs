@@ -445,6 +445,24 @@ fn every_cut_of_an_entry_is_refused_without_panic() {
 }
 
 #[test]
+fn an_entry_with_a_key_over_the_limit_is_refused_whoever_proposed_it() {
+    let (fits, long) = ([1; KEY_BYTES_MAX], [1; KEY_BYTES_MAX + 1]);
+    for (kind, head, tail) in [
+        (WriteKind::Put, head(&long), &b"v"[..]),
+        (WriteKind::Delete, head(&long), b""),
+        (WriteKind::Batch, batch(vec![put(&fits, b"v"), put(&long, b"v")], None), b"vv"),
+    ] {
+        let mut group = Group::new(0);
+        group.add(kind, &head, tail);
+        let error = apply(&Bytes::from(group.finish()), PLACE, &mut view(), None).unwrap_err();
+        assert!(error.to_string().contains("4097 bytes, the limit is 4096"), "{error}");
+    }
+    let mut view = view();
+    assert!(one(&mut view, WriteKind::Put, head(&fits), b"v").is_ok());
+    assert_eq!(get(&view, &fits), Some((1, b"v".to_vec())));
+}
+
+#[test]
 fn what_is_over_a_limit_is_refused_by_name() {
     let yes = |_, _: &[u8]| Ok(());
     let code = |result: Result<Reach, Failure>| match result {
