@@ -10,7 +10,7 @@ use crate::inspect::{Point, reached};
 use crate::memtable::Table;
 use crate::owner::{Mail, post};
 use crate::space::Space;
-use crate::store::{Base, Flush, ReplicaMeta, Store, StoreError};
+use crate::store::{Base, Flush, Hold, ReplicaMeta, Store, StoreError};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use shkv_proto::{ReplicaId, ShardId};
@@ -67,6 +67,15 @@ pub enum Job {
     },
     /// What nobody reads any more: to give up many rows takes a while.
     Forget(Vec<(Option<Arc<Table>>, Base)>),
+}
+
+/// What a flush changes for an owner's shards, whosever tables it wrote.
+#[derive(Default)]
+pub struct After {
+    /// Up to which index shards' logs were let go.
+    pub released: Vec<(ShardId, u64)>,
+    /// New holds on the rows of shards of which nothing was written, with the last index in them.
+    pub held: Vec<(ShardId, u64, Hold)>,
 }
 
 /// The door to the flusher's thread.
@@ -287,20 +296,21 @@ impl Work {
             (self.space.fail)(error.to_string());
             BTreeMap::new()
         });
-        // Every owner hears of what its shards' logs have let go, also of shards that had nothing to flush.
+        self.tell(owner, Mail::Flushed(flushed));
+        // Shards that had nothing to flush have the rows that they had. Their old holds would keep redb from using what this flush gave up.
+        let of_others = |shard: &ShardId| tables.iter().all(|flush| flush.shard != *shard);
+        let holds = self.store.holds(self.flushed.keys().map(|shard| ShardId(*shard)).filter(of_others))?;
         let owners = self.owners.len();
-        for other in (0..owners).filter(|other| *other != owner) {
-            let theirs: BTreeMap<u32, u64> = released
-                .iter()
-                .filter(|(shard, _)| **shard as usize % owners == other)
-                .map(|(s, i)| (*s, *i))
-                .collect();
-            if !theirs.is_empty() {
-                self.tell(other, Mail::Released(theirs));
-            }
+        let mut after: Vec<After> = (0..owners).map(|_| After::default()).collect();
+        for (shard, index) in released {
+            after[shard as usize % owners].released.push((ShardId(shard), index));
         }
-        let ours = released.into_iter().filter(|(shard, _)| *shard as usize % owners == owner).collect();
-        self.tell(owner, Mail::Flushed(flushed, ours));
+        for (shard, hold) in holds {
+            after[shard.0 as usize % owners].held.push((shard, self.flushed[&shard.0], hold));
+        }
+        for (owner, after) in after.into_iter().enumerate() {
+            self.tell(owner, Mail::FlushedAny(after));
+        }
         Ok(())
     }
 

@@ -21,6 +21,8 @@ const FEW: usize = 16;
 const SORTED_AT_ONCE: usize = 4_096;
 /// Rows that are looked at side by side without an allocation.
 const WARMED: usize = 64;
+/// Rows in order that are looked at side by side: their lines stay in the processor's nearest cache until they are read.
+const WARMED_OF_PART: usize = 32;
 
 /// A key in memory. A short one takes no memory of its own.
 pub type Key = SmallVec<[u8; 32]>;
@@ -151,7 +153,7 @@ impl Table {
     fn put_in_order(&self, order: &mut Order, count: usize) {
         let key = |at: At| self.rows.key(at);
         let mut places: Places<'_> = self.rows.places(order.next);
-        let mut new: Vec<At> = places.by_ref().take(count).collect();
+        let new: Vec<At> = places.by_ref().take(count).collect();
         order.next = places.next;
         if new.len() <= FEW {
             for at in new {
@@ -160,10 +162,9 @@ impl Table {
             }
             return;
         }
-        new.sort_unstable_by_key(|at| key(*at));
         let old = std::mem::take(&mut order.rows);
         order.rows.reserve_exact(old.len() + new.len());
-        let mut new = new.into_iter().peekable();
+        let mut new = self.in_order(&new).into_iter().peekable();
         for at in old {
             while let Some(before) = new.next_if(|before| key(*before) < key(at)) {
                 order.rows.push(before);
@@ -172,6 +173,31 @@ impl Table {
         }
         order.rows.extend(new);
     }
+
+    /// Sorts rows. Nearly all comparisons are of what lies beside the places: eight bytes of each key, behind what all keys begin with.
+    fn in_order(&self, rows: &[At]) -> Vec<At> {
+        let key = |at: &At| self.rows.key(*at);
+        let first = rows.first().map(key).unwrap_or_default();
+        let in_common = |so_far: usize, at| shared_prefix(&first[..so_far], key(at));
+        let begin = rows.iter().fold(first.len(), in_common);
+        let part = |at: &At| {
+            let mut part = [0; 8];
+            let rest = &key(at)[begin..];
+            let bytes = rest.len().min(part.len());
+            part[..bytes].copy_from_slice(&rest[..bytes]);
+            u64::from_be_bytes(part)
+        };
+        let mut sorted: Vec<(u64, At)> = rows.iter().map(|at| (part(at), *at)).collect();
+        sorted.sort_unstable_by(|(part, at), (other_part, other)| {
+            part.cmp(other_part).then_with(|| key(at).cmp(key(other)))
+        });
+        sorted.into_iter().map(|(_, at)| at).collect()
+    }
+}
+
+/// How many bytes two keys begin with in common.
+fn shared_prefix(one: &[u8], other: &[u8]) -> usize {
+    one.iter().zip(other).take_while(|(a, b)| a == b).count()
 }
 
 #[cfg(test)]
@@ -190,7 +216,10 @@ pub struct Sorted<'a> {
 impl Sorted<'_> {
     /// So many of the rows, counted in their order.
     pub fn part(&self, part: Range<usize>) -> impl Iterator<Item = Row<'_>> {
-        self.order.rows[part].iter().map(|at| self.rows.row(*at))
+        self.order.rows[part].chunks(WARMED_OF_PART).flat_map(|places| {
+            self.rows.warm(places);
+            places.iter().map(|at| self.rows.row(*at))
+        })
     }
 
     /// The rows of a range, from its first to its last or in reverse.

@@ -27,6 +27,8 @@ use std::ops::{Bound, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+/// A hold on a shard's rows. redb uses no page anew that was given up after the oldest hold on any of its rows was taken.
+pub type Hold = Arc<Rows>;
 type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
 const REPLICAS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("replicas");
 /// The highest id of the replicas of a shard that were deleted here: none of them is made again.
@@ -46,6 +48,8 @@ const PAGES_OF_CACHE: (usize, usize) = (4, 5);
 const ROWS_AT_ONCE: usize = if cfg!(any(test, feature = "sim")) { 4 } else { 4_096 };
 /// Rows that are put into redb between two looks whether others wait for the processor: some ten microseconds.
 const YIELD_EVERY_ROWS: usize = 16;
+/// Bytes of pages that are written between two such looks: with the rows that are put into them, some fifty.
+const YIELD_EVERY_BYTES: u64 = 8 << 10;
 /// Bytes of a stored row before its value: flags, of which none is defined yet, and the version.
 const ROW_FIXED_BYTES: usize = 9;
 
@@ -289,6 +293,19 @@ impl Store {
         Ok(Base { rows: Some((Arc::new(rows), cache)), ledger: ledger.unwrap_or_default() })
     }
 
+    /// Holds on shards' rows as they are now.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn holds(&self, shards: impl Iterator<Item = ShardId>) -> Result<Vec<(ShardId, Hold)>, StoreError> {
+        let read = self.db.begin_read().map_err(StoreError::of)?;
+        let hold = |shard| {
+            let rows = read.open_table(rows_named(&rows_name(shard))).map_err(StoreError::of)?;
+            Ok((shard, Arc::new(rows)))
+        };
+        shards.map(hold).collect()
+    }
+
     /// Begins to take in a snapshot beside the shard's rows.
     ///
     /// # Errors
@@ -375,10 +392,12 @@ impl redb::StorageBackend for InFile {
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.file.write_at(bytes, offset)?;
-        let_others_run();
         let written = bytes.len() as u64;
-        if self.unsynced_bytes.fetch_add(written, Ordering::Relaxed) + written >= UNSYNCED_BYTES_MAX {
+        let before = self.unsynced_bytes.fetch_add(written, Ordering::Relaxed);
+        if before + written >= UNSYNCED_BYTES_MAX {
             self.sync_data()?;
+        } else if before / YIELD_EVERY_BYTES != (before + written) / YIELD_EVERY_BYTES {
+            let_others_run();
         }
         Ok(())
     }
@@ -470,7 +489,7 @@ fn rows_named(name: &str) -> TableDefinition<'_, &'static [u8], &'static [u8]> {
 /// A hold on a shard's flushed rows. It does not change, and costs disk space for what is overwritten meanwhile.
 #[derive(Clone)]
 pub struct Base {
-    rows: Option<(Arc<Rows>, Arc<RowCache>)>,
+    rows: Option<(Hold, Arc<RowCache>)>,
     ledger: Bytes,
 }
 
@@ -479,6 +498,13 @@ impl Base {
     #[cfg(test)]
     pub fn empty() -> Self {
         Self { rows: None, ledger: Bytes::new() }
+    }
+
+    /// The same rows, held since `rows` were.
+    #[must_use]
+    pub fn renewed(&self, rows: Hold) -> Self {
+        let rows = self.rows.as_ref().map(|(_, cache)| (rows, cache.clone()));
+        Self { rows, ledger: self.ledger.clone() }
     }
 
     /// What the shard remembered beside these rows, encoded.

@@ -4,7 +4,7 @@
 //! share a page of redb. Meanwhile nearly all of the memory for rows is in use, by rows of all ages.
 
 use super::{Owner, Shard};
-use crate::flusher::Job;
+use crate::flusher::{After, Job};
 use crate::store::{Base, Flush, ReplicaMeta};
 use shkv_proto::ShardId;
 use std::collections::BTreeMap;
@@ -89,7 +89,7 @@ impl Owner {
     }
 
     /// Tables are in redb.
-    pub(super) fn flushed(&mut self, flushed: Vec<(ReplicaMeta, ShardId, Base)>, released: &BTreeMap<u32, u64>) {
+    pub(super) fn flushed(&mut self, flushed: Vec<(ReplicaMeta, ShardId, Base)>) {
         let mut before = Vec::with_capacity(flushed.len());
         for (meta, id, base) in flushed {
             let Some(shard) = self.shards.get_mut(&id.0).filter(|shard| shard.replica.id() == meta.replica) else {
@@ -105,18 +105,27 @@ impl Owner {
             self.touch(id.0); // a follower may wait for a snapshot of it
         }
         self.shared.flusher.submit(Job::Forget(before));
-        self.released(released);
         self.flushing = false;
         self.sealed_bytes = 0;
     }
 
-    /// Shards' logs were let go up to these indexes.
-    pub(super) fn released(&mut self, released: &BTreeMap<u32, u64>) {
-        for (number, index) in released {
-            if let Some(shard) = self.shards.get_mut(number) {
-                shard.replica.released(*index);
+    /// A flush is done: logs were let go, and shards of which it wrote nothing hold their rows as of now.
+    pub(super) fn flushed_any(&mut self, after: After) {
+        for (id, index) in after.released {
+            if let Some(shard) = self.shards.get_mut(&id.0) {
+                shard.replica.released(index);
             }
         }
+        let mut before = Vec::with_capacity(after.held.len());
+        for (id, index, hold) in after.held {
+            // Rows as of the same index are the same rows, also those of another replica.
+            if let Some(shard) = self.shards.get_mut(&id.0).filter(|shard| shard.flushed == index) {
+                let mut view = shard.cell.view.write();
+                let renewed = view.base.renewed(hold);
+                before.push((None, std::mem::replace(&mut view.base, renewed)));
+            }
+        }
+        self.shared.flusher.submit(Job::Forget(before));
     }
 }
 

@@ -16,7 +16,7 @@ pub use reads::{Barrier, Reads};
 pub use shard::{Shard, Waiter, WriteJob};
 
 use crate::claim::Claim;
-use crate::flusher::Job;
+use crate::flusher::{After, Job};
 use crate::log::writer::Ticket;
 use crate::log::{Mark, ShardWrite};
 use crate::machine::Ledger;
@@ -60,10 +60,10 @@ pub enum Mail {
     Raft(NodeId, Vec<(RaftMessage, Vec<Bytes>)>),
     /// Outputs that are durable.
     Synced(Vec<Ticket>),
-    /// Tables that are in redb, and up to which index each shard's log was let go.
-    Flushed(Vec<(ReplicaMeta, ShardId, Base)>, BTreeMap<u32, u64>),
-    /// Up to which index shards' logs were let go, when another owner's flush did it.
-    Released(BTreeMap<u32, u64>),
+    /// This owner's tables that are in redb.
+    Flushed(Vec<(ReplicaMeta, ShardId, Base)>),
+    /// What a flush, of this owner or another, changes for other shards. Comes behind [`Mail::Flushed`].
+    FlushedAny(After),
     /// A snapshot's rows are beside the shard's own.
     Staged(Box<Staged>),
     /// A snapshot's rows are in place.
@@ -257,8 +257,8 @@ impl Owner {
             }
             Mail::Raft(from, messages) => self.step(from, messages),
             Mail::Synced(tickets) => self.synced(tickets),
-            Mail::Flushed(flushed, released) => self.flushed(flushed, &released),
-            Mail::Released(released) => self.released(&released),
+            Mail::Flushed(flushed) => self.flushed(flushed),
+            Mail::FlushedAny(after) => self.flushed_any(after),
             Mail::Staged(staged) => self.staged(*staged),
             Mail::Installed(shard, meta, base) => self.installed(shard, *meta, base),
             Mail::SnapshotSent(shard, to, ok) => {
