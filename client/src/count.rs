@@ -70,7 +70,8 @@ impl Count {
         self
     }
 
-    /// How long each of its steps may take, an hour at most. A step looks at up to 200,000 rows of a shard.
+    /// How long each of its steps may take, an hour at most. A step looks at up to 200,000 rows of a shard, fewer
+    /// if they take more than half of that time.
     ///
     /// ```no_run
     /// # async fn example(client: shkv_client::Client) -> Result<(), shkv_client::Error> {

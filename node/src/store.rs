@@ -486,7 +486,8 @@ fn rows_named(name: &str) -> TableDefinition<'_, &'static [u8], &'static [u8]> {
     TableDefinition::new(name)
 }
 
-/// A hold on a shard's flushed rows. It does not change, and costs disk space for what is overwritten meanwhile.
+/// A hold on a shard's flushed rows. It does not change, and costs disk space for what is overwritten meanwhile: of any shard, so those
+/// that rest are renewed behind each flush.
 #[derive(Clone)]
 pub struct Base {
     rows: Option<(Hold, Arc<RowCache>)>,

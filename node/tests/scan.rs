@@ -4,13 +4,14 @@
 
 mod common;
 
-use bytes::Bytes;
-use common::shards::{FIRST, SECOND, Shards, THIRD};
-use common::{everything, refusal, small};
+use bytes::{Bytes, BytesMut};
+use common::shards::{FIRST, SECOND, Shards, THIRD, put};
+use common::{CLUSTER, everything, refusal, small};
 use shkv_node::Steps;
 use shkv_proto::link::CallError;
-use shkv_proto::message::{Consistency, CountDone, Failure, RefusalCode, Scan, ScanDone};
-use shkv_proto::{Kind, ShardId};
+use shkv_proto::message::{Consistency, CountDone, Failure, Hello, RefusalCode, Role, Scan, ScanDone};
+use shkv_proto::{Frame, Header, Kind, ShardId, codec, session};
+use tokio::io::AsyncWriteExt;
 
 fn of(with: &[ShardId]) -> Scan {
     Scan { with: with.to_vec(), rows_max: 0, ..everything() }
@@ -98,4 +99,42 @@ async fn a_node_merges_no_shard_that_another_leads() {
     let error = shards.ask::<ScanDone>(1, FIRST, Kind::Scan, &of(&[SECOND, THIRD]), b"").await.unwrap_err();
     assert!(matches!(error, CallError::Failure(Failure::Busy { .. })), "{error}");
     assert_eq!(keys(&page(&mut shards, 1, FIRST, &of(&[SECOND])).await.0), ["apple", "kiwi"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_count_tells_what_it_has_when_half_of_its_time_is_over() {
+    const BATCHES: usize = 3;
+    const BATCH_ROWS: usize = 9_000;
+    let mut shards = Shards::new(1, small(), Steps::default()).await;
+    for batch in 0..BATCHES {
+        let keys: Vec<_> = (0..BATCH_ROWS).map(|number| format!("a{batch}{number:04}")).collect();
+        let ops: Vec<_> = keys.iter().map(|key| put(key, "")).collect();
+        shards.batch(&ops, "", None).await;
+    }
+    let addr = shards.group.nodes[0].as_ref().unwrap().0.addr().to_string();
+    let mut session = session::connect(&addr, &Hello::ours(Some(CLUSTER), Role::Client)).await.unwrap();
+    let (mut scan, mut counted, mut answers, mut busy) = (everything(), vec![], vec![], 0);
+    loop {
+        // A page of rows takes longer than half of a millisecond in a build for tests, and is not given up for it.
+        let header = Header { shard: FIRST, deadline_ms: 1, ..Header::new(Kind::Count) };
+        let mut bytes = BytesMut::new();
+        Frame::new(header, codec::encode(&scan).unwrap(), vec![]).encode(&mut bytes);
+        session.writer.write_all(&bytes).await.unwrap();
+        assert!(session.reader.next_batch(&mut answers).await.unwrap());
+        let answer = answers.pop().unwrap();
+        if answer.header.kind != Kind::Done {
+            let failure = session::failure_of(&answer);
+            assert!(matches!(failure, Failure::Busy { .. }) && busy < 1_000, "{failure}");
+            busy += 1; // its lease did not run for a moment
+            continue;
+        }
+        let CountDone { rows, next } = codec::decode(&answer.head).unwrap();
+        counted.push(rows);
+        match next {
+            Some(next) => scan = scan.resumed(next),
+            None => break,
+        }
+    }
+    assert_eq!(counted.iter().sum::<u64>(), (BATCHES * BATCH_ROWS) as u64);
+    assert!(counted.len() > 1, "{counted:?}: all of it in half of a millisecond?");
 }
