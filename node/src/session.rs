@@ -26,6 +26,7 @@ use shkv_proto::message::{
 use shkv_proto::outbox::SharedStream;
 use shkv_proto::session::{Session, SessionError};
 use shkv_proto::{Frame, Kind, ShardId};
+use smallvec::SmallVec;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,10 @@ use tokio::time::Instant;
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
 /// Entries from this size on share the memory of the frame that brought them.
 const SHARE_BYTES_MIN: usize = 64 << 10;
+/// Gets that are looked at side by side without an allocation.
+const WARMED: usize = 128;
+/// Fewer are not worth it.
+const WARMED_MIN: usize = 8;
 /// How often a read that waits for a lock looks again by itself: the replica may have lost its leadership meanwhile.
 const LOCK_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a closing connection waits for what is in hand.
@@ -107,6 +112,7 @@ impl Served {
         if of_clients > 0 {
             self.shared.count_client_frames(of_clients as u64);
         }
+        self.warm(frames);
         for frame in frames.drain(..) {
             if frame.header.kind == Kind::Raft {
                 self.raft(&frame);
@@ -128,6 +134,23 @@ impl Served {
         }
         self.send_writes().await;
         self.conn.eased_to(CREDIT_REQUESTS - 1).await;
+    }
+
+    /// Looks at the rows in memory that many gets are about to read: one after the other each would wait for memory.
+    fn warm(&self, frames: &[Frame]) {
+        let gets = frames.iter().filter(|frame| frame.header.kind == Kind::Get);
+        let key = |frame| codec::decode_borrowed::<Get<'_>>(frame).ok().map(|get| get.key);
+        let keys = gets.filter_map(|frame: &Frame| Some((frame.header.shard, key(&frame.head)?)));
+        let mut keys: SmallVec<[(ShardId, &[u8]); WARMED]> = keys.collect();
+        if keys.len() < WARMED_MIN {
+            return;
+        }
+        keys.sort_unstable_by_key(|(shard, _)| *shard);
+        for of_shard in keys.chunk_by(|(one, _), (other, _)| one == other) {
+            if let Some(cell) = self.shared.cell(of_shard[0].0) {
+                cell.view.read().active.warm(of_shard.iter().map(|(_, key)| *key));
+            }
+        }
     }
 
     async fn send_writes(&mut self) {
