@@ -4,7 +4,7 @@
 use crate::cell::{Cell, read_failed};
 use crate::page::{self, Page, PageLimits, PageReader};
 use crate::reply::Reply;
-use crate::session::{deadline_of, fresh, head_of, may_answer};
+use crate::session::{deadline_of, fresh, head_of, may_answer, time_of};
 use crate::shared::Shared;
 use crate::table::View;
 use serde::{Serialize, Serializer};
@@ -163,7 +163,7 @@ pub async fn count(shared: Arc<Shared>, frame: Frame, reply: Reply) {
     scan.keys_only = true;
     let deadline = deadline_of(&frame);
     // Whoever asks gets what was counted until half of the time is over, and not in vain: where rows come slowly it asks more often.
-    let half_time = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
+    let half_time = shared.clock.now() + time_of(&frame).as_nanos() as u64 / 2;
     let limits = PageLimits { rows: PAGE_ROWS_MAX, bytes: PAGE_BYTES_MAX };
     let mut rows = 0;
     let next = loop {
@@ -173,7 +173,7 @@ pub async fn count(shared: Arc<Shared>, frame: Frame, reply: Reply) {
         };
         rows += page.rows.len() as u64;
         match page.next {
-            Some(next) if rows < COUNT_ROWS_MAX as u64 && Instant::now() < half_time => scan = scan.resumed(next),
+            Some(next) if rows < COUNT_ROWS_MAX as u64 && shared.clock.now() < half_time => scan = scan.resumed(next),
             next => break next,
         }
     };

@@ -408,7 +408,7 @@ pub fn deadline_of(frame: &Frame) -> Instant {
 }
 
 /// How long the sender of a request waits.
-fn time_of(frame: &Frame) -> Duration {
+pub fn time_of(frame: &Frame) -> Duration {
     match frame.header.deadline_ms {
         0 => DEADLINE_DEFAULT,
         ms => Duration::from_millis(u64::from(ms)),
