@@ -44,7 +44,7 @@ impl At {
 }
 
 /// A row.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Row<'a> {
     /// Its key.
     pub key: &'a [u8],
@@ -53,7 +53,7 @@ pub struct Row<'a> {
 }
 
 /// What is at a key.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Slot<'a> {
     /// A row.
     Live {
@@ -107,14 +107,6 @@ impl Deref for Value<'_> {
         }
     }
 }
-
-impl PartialEq for Value<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        **self == **other
-    }
-}
-
-impl Eq for Value<'_> {}
 
 /// Rows. None is ever taken out.
 #[derive(Default, Debug)]

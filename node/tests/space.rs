@@ -1,7 +1,5 @@
 //! The space that rows take on the disk.
 
-#![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
-
 mod common;
 
 use common::shards::{Shards, put};
