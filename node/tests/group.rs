@@ -298,6 +298,11 @@ async fn raft_messages_that_lie_stop_nobody() {
             lies.push(RaftMessage { kind, term, snapshot: Some(covers.clone()), ..honest.clone() });
             lies.push(RaftMessage { kind, term, entries: vec![entry(1, term), entry(2, term)], ..honest.clone() });
             lies.push(RaftMessage { kind, term, entries: vec![entry(5, 1)], ..honest.clone() });
+            // Beyond the log's end Raft takes a term for 0.
+            let beyond = RaftMessage { kind, term, index: 900, commit: 900, ..honest.clone() };
+            lies.push(RaftMessage { entries: vec![entry(901, term)], ..beyond.clone() });
+            lies.push(RaftMessage { snapshot: Some(SnapshotHead { term: 0, ..covers.clone() }), ..beyond.clone() });
+            lies.push(beyond);
         }
     }
     for at in 0..3 {

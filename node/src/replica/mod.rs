@@ -53,7 +53,6 @@ pub const COUNTED_MAX: u64 = NUMBER_MAX / 2;
 /// waits for no answer. Later it does, because the first may have been lost with its connection.
 const ACKNOWLEDGED_AGAIN: u64 = 20_000_000;
 /// Kinds of message as in `proto.md`.
-#[cfg(test)]
 const APPEND: u8 = 3;
 const APPEND_RESPONSE: u8 = 4;
 const SNAPSHOT: u8 = 7;
@@ -285,12 +284,13 @@ impl Replica {
             && wire.term <= COUNTED_MAX
             && wire.index <= COUNTED_MAX
             && (wire.kind == SNAPSHOT) == wire.snapshot.is_some()
-            && wire
-                .snapshot
-                .as_ref()
-                .is_none_or(|head| head.index <= COUNTED_MAX && head.term <= COUNTED_MAX && is_sound(head))
+            && wire.snapshot.as_ref().is_none_or(|head| {
+                (1..=COUNTED_MAX).contains(&head.index) && (1..=wire.term).contains(&head.term) && is_sound(head)
+            })
             && wire.entries.iter().all(|entry| entry.term <= wire.term && committed_agrees(entry))
             && match wire.kind {
+                // Raft takes 0 for the term of whatever is beyond its log: it would find that there is what is not.
+                APPEND => (wire.index == 0) == (wire.log_term == 0),
                 HEARTBEAT => wire.commit <= last,
                 APPEND_RESPONSE => wire.reject || wire.index <= last,
                 _ => true,
