@@ -120,6 +120,14 @@ impl Cell {
         now < until
     }
 
+    /// Whether rows are as fresh as a linearizable read wants them that were looked at when [`Cell::term`] had told `term`. That a lease
+    /// runs now does not say it alone: while they were looked at, the replica may have become the leader, and may have
+    /// lacked then what an earlier one had acknowledged.
+    #[must_use]
+    pub fn is_fresh(&self, term: Option<u64>, now: u64) -> bool {
+        term.is_some() && self.term() == term && self.lease_runs(now)
+    }
+
     /// Says who leads.
     pub fn set_leader(&self, node: Option<NodeId>) {
         self.leader.store(node.map_or(0, |node| node.0), Ordering::Relaxed);
@@ -188,4 +196,28 @@ pub fn read_failed(error: &StoreError) -> Failure {
 #[must_use]
 pub fn disk_full() -> Failure {
     Failure::refusal(RefusalCode::DiskFull, "the node's disk is full: reads and deletes work; free space or add a node")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Mark;
+    use crate::machine::Ledger;
+    use crate::memtable::Table;
+    use crate::store::Base;
+
+    #[test]
+    fn rows_that_were_looked_at_before_the_replica_led_are_not_fresh() {
+        let (base, ledger, applied) = (Base::empty(), Ledger::default(), Mark::default());
+        let view = View { active: Table::default(), sealed: None, base, applied, revision: 0, ledger };
+        let cell = Cell::new(ShardId(1), ReplicaId(1), KeyspaceId(1), Part::everything(), view);
+        let before = cell.term();
+        cell.set_lease(100);
+        cell.set_term(2);
+        assert!(!cell.is_fresh(before, 50), "it became the leader behind the look");
+        let now = cell.term();
+        assert!(cell.is_fresh(now, 50) && !cell.is_fresh(now, 100), "until the lease ends");
+        cell.set_term(4);
+        assert!(!cell.is_fresh(now, 50), "others may have led in between");
+    }
 }

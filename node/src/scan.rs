@@ -125,12 +125,13 @@ fn merged(shared: &Shared, shard: ShardId, scan: &Scan) -> Result<(Page, Vec<u64
     }
     #[cfg(feature = "sim")]
     let began = crate::inspect::moment();
+    let terms: SmallVec<[_; 8]> = cells.iter().map(|cell| cell.term()).collect();
     let page = {
         let views: SmallVec<[_; 8]> = cells.iter().map(|cell| cell.view.read()).collect();
         let views: SmallVec<[&View; 8]> = views.iter().map(|view| &**view).collect();
         page::read_at_once(&views, scan, limits).map_err(|error| read_failed(&error))?
     };
-    let may_be_told = cells.iter().all(|cell| may_answer(shared, cell, scan.consistency, 0));
+    let may_be_told = cells.iter().zip(terms).all(|(cell, term)| may_answer(shared, cell, scan.consistency, term, 0));
     #[cfg(feature = "sim")]
     let may_be_told = may_be_told || crate::inspect::planted(crate::inspect::Bug::MergedWithoutLease);
     if !may_be_told {
@@ -198,7 +199,11 @@ async fn page(
         Consistency::Causal { .. } | Consistency::Eventual => {
             let page = read(cell.clone(), scan, limits).await?;
             let revision = page.revisions[0];
-            if may_answer(shared, &cell, consistency, revision) { Ok(page) } else { Err(Failure::Behind { revision }) }
+            if may_answer(shared, &cell, consistency, None, revision) {
+                Ok(page)
+            } else {
+                Err(Failure::Behind { revision })
+            }
         }
     }
 }

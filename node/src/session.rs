@@ -309,10 +309,11 @@ fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply, small: &mut Vec<u8>) {
         return reply.failed(&failure);
     }
     small.clear();
+    let term = cell.term();
     match cell.get_into(head.key, small) {
         Err(error) => reply.failed(&read_failed(&error)),
         Ok(look)
-            if may_answer(shared, &cell, consistency, look.revision)
+            if may_answer(shared, &cell, consistency, term, look.revision)
                 && (!look.is_locked || consistency != Consistency::Linearizable) =>
         {
             #[cfg(feature = "sim")]
@@ -343,14 +344,14 @@ fn get(shared: &Arc<Shared>, frame: &Frame, reply: Reply, small: &mut Vec<u8>) {
     }
 }
 
-/// Whether what was just read at `revision` is as fresh as asked for.
-pub fn may_answer(shared: &Shared, cell: &Cell, consistency: Consistency, revision: u64) -> bool {
+/// Whether what was just read at `revision`, when [`Cell::term`] had told `term`, is as fresh as asked for.
+pub fn may_answer(shared: &Shared, cell: &Cell, consistency: Consistency, term: Option<u64>, revision: u64) -> bool {
     match consistency {
         #[cfg(feature = "sim")]
         Consistency::Linearizable if crate::inspect::planted(crate::inspect::Bug::DeposedLeaderReads) => {
             cell.leader() == Some(shared.identity.id())
         }
-        Consistency::Linearizable => cell.lease_runs(shared.clock.now()),
+        Consistency::Linearizable => cell.is_fresh(term, shared.clock.now()),
         Consistency::Causal { revision: seen } => revision >= seen,
         Consistency::Eventual => true,
     }
@@ -382,8 +383,9 @@ pub async fn fresh<T, F: Future<Output = Result<T, Failure>>>(
         unlocked.as_mut().enable(); // a lock that is let go behind the look is not missed
         #[cfg(feature = "sim")]
         let began = crate::inspect::moment();
+        let term = cell.term();
         let mut seen = look().await?;
-        if !cell.lease_runs(shared.clock.now()) {
+        if !cell.is_fresh(term, shared.clock.now()) {
             barrier(shared, cell.shard).await?;
             seen = look().await?;
         }
