@@ -12,7 +12,7 @@ const SEEDS: u64 = 200;
 const THREADS: usize = 2;
 
 /// Each planted fault, and within how many seeds from 1 it is found.
-const PLANTED: [(Bug, u64); 19] = [
+const PLANTED: [(Bug, u64); 20] = [
     (Bug::AckBeforeSync, 10),
     (Bug::VoteForgotten, 10),
     (Bug::AppliedTwice, 10),
@@ -32,6 +32,7 @@ const PLANTED: [(Bug, u64); 19] = [
     (Bug::HalfBatch, 20),
     (Bug::LeaseWithoutClock, 40),
     (Bug::LeaseFromAnswer, 40),
+    (Bug::LeaseBehindLook, 60),
 ];
 
 /// Within how many scenes of its own a voter is found that forgot its promise and votes at once.

@@ -26,6 +26,10 @@ pub const SERVED: u64 = 3;
 /// Said at a [`Point`]: this word and the point.
 pub const REACHED: u64 = 4;
 
+/// One page in so many takes long, up to so many milliseconds.
+const LONG_PAGE_OF: u64 = 8;
+const LONG_PAGE_MS_MAX: u64 = 1_500;
+
 /// What a replica takes itself for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReplicaLook {
@@ -300,11 +304,13 @@ pub enum Bug {
     HalfBatch,
     /// A replica that has forgotten its promises with its process votes at once.
     VoteAtOnce,
+    /// A read counts if a lease runs behind it, whoever led when the rows were looked at.
+    LeaseBehindLook,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::AckBeforeSync,
         Self::VoteForgotten,
         Self::LeaseWithoutClock,
@@ -325,6 +331,7 @@ impl Bug {
         Self::LockLeft,
         Self::HalfBatch,
         Self::VoteAtOnce,
+        Self::LeaseBehindLook,
     ];
 }
 
@@ -334,6 +341,16 @@ pub(crate) fn spoiled(mut output: Output) -> Output {
         output.write = None;
     }
     output
+}
+
+/// A page is read on a thread of its own, and the processor may be elsewhere: some take long enough for another to lead meanwhile.
+#[expect(clippy::disallowed_methods, reason = "it stands in for a thread that is slow")]
+pub(crate) async fn page_was_read(shard: ShardId) {
+    let Some(host) = sim::here() else { return };
+    let drawn = host.fixed_draw(&[host.moment_ms(), u64::from(shard.0)]);
+    if drawn.is_multiple_of(LONG_PAGE_OF) {
+        tokio::time::sleep(Duration::from_millis(drawn / LONG_PAGE_OF % LONG_PAGE_MS_MAX)).await;
+    }
 }
 
 /// What [`Bug::LeaseFromAnswer`] makes of a promise's time.

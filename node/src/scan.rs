@@ -230,12 +230,17 @@ async fn read(cell: Arc<Cell>, scan: Arc<Scan>, limits: PageLimits) -> Result<Pa
     if is_small && cell.is_in_order() {
         return page::read_at_once(&[&cell.view.read()], &scan, limits).map_err(|error| read_failed(&error));
     }
+    #[cfg(feature = "sim")]
+    let shard = cell.shard;
     let ordered = move || {
         cell.put_in_order();
         let page = PageReader::begin(&cell.view.read(), &scan, limits);
         page.read(&scan, limits)
     };
-    match shkv_proto::world::blocking(ordered).await {
+    let read = shkv_proto::world::blocking(ordered).await;
+    #[cfg(feature = "sim")]
+    crate::inspect::page_was_read(shard).await;
+    match read {
         Ok(Ok(page)) => Ok(page),
         Ok(Err(error)) => Err(read_failed(&error)),
         Err(error) => Err(Failure::unknown(error.to_string())),

@@ -13,12 +13,7 @@ use shkv_client::{Client, ClientConfig, Consistency, Keyspace};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 use tokio::task::JoinSet;
-
-/// How long each page of a count may take that tells whether all keys are loaded: behind many puts, nodes are busy with flushes, and what
-/// is measured comes later.
-const COUNT_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// The cluster, and how to ask it.
 #[derive(Clone, Debug)]
@@ -148,7 +143,7 @@ impl Worker {
 /// When a key could not be written.
 pub async fn load(keyspaces: &[Keyspace], plan: &Plan) -> anyhow::Result<()> {
     let range = key(0).to_vec()..key(plan.workload.keys).to_vec();
-    if keyspaces[0].count(range).deadline(COUNT_TIME_MAX).await? >= plan.workload.keys {
+    if keyspaces[0].count(range).await? >= plan.workload.keys {
         return Ok(());
     }
     eprintln!("shkv-bench: loading {} keys", plan.workload.keys);
